@@ -1,0 +1,334 @@
+//! `cargo xtask vm-test`: the kernel tests on another kernel, in a guest.
+//!
+//! The guest runs the same executables as `cargo xtask test` and reports through a serial port; a report without its end counts as a
+//! failure.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io::{IsTerminal, Read, stderr},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    build_ebpf, elf,
+    guest::Guest,
+    image::{self, GLIBC, PAYLOAD_FOLDER},
+    setup,
+    step::{self, Progress},
+    suites::{self, Suite},
+    tally::{Tally, Transcript},
+    workspace::Workspace,
+};
+
+/// How often the guest is looked at.
+const POLL: Duration = Duration::from_millis(200);
+/// Statically linked, so it runs on any glibc.
+const MUSL: &str = "x86_64-unknown-linux-musl";
+/// Line before the output of a suite; its name follows.
+const SUITE: &str = "@@ suite ";
+/// Line after it; its exit code follows.
+const EXIT: &str = "@@ exit ";
+/// Line after all suites.
+const END: &str = "@@ end";
+
+/// Runs the tests that need the kernel in a Debian 12 guest with kernel 6.1.
+///
+/// Boots the guest under qemu (emulated, so it needs no /dev/kvm), starts the suites `kernel`, `ssh` and `agent` in it as root, prints
+/// what they print and, as the last line, the sum. The guest's network card is connected to nothing. The guest is made once with
+/// debootstrap, from the mirror apt is configured with, and kept in target/vm/root until its recipe changes: only that step needs root.
+///
+/// Whatever happens, qemu is ended: at the latest after --deadline.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Run only tests whose name contains this
+    filter: Option<String>,
+    /// Minutes after which the guest is killed and everything unfinished counts as failed
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=600))]
+    deadline: u64,
+}
+
+/// The verb.
+pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
+    build_ebpf::build(workspace)?;
+    if let Some(why) = setup::guest_tools(workspace)? {
+        bail!("vm-test cannot run: {why}");
+    }
+    let suites = guest_suites(workspace)?;
+    if suites.is_empty() {
+        bail!("there is no test for the guest: no suite of the workspace needs the kernel");
+    }
+    let root = image::root(workspace)?;
+    let folder = workspace.target.join("vm/run");
+    let staging = folder.join("payload");
+    stage(workspace, &suites, arguments.filter.as_deref(), &staging)?;
+    let disk = folder.join("payload.ext4");
+    image::payload(workspace, &staging, &disk)?;
+
+    let guest = Guest {
+        root: &root,
+        disks: vec![disk],
+        console: folder.join("console.log"),
+        port: folder.join("report.log"),
+        complaints: folder.join("qemu.log"),
+        memory_mib: 2048,
+        cpus: 2,
+    };
+    let report = follow(&guest, Duration::from_secs(arguments.deadline * 60))?;
+    if !report.ended {
+        println!("\nqemu said:\n{}", step::tail(&guest.complaints));
+        println!("\nconsole of the guest, last lines:\n{}", step::tail(&guest.console));
+    }
+    for failure in &report.failures {
+        println!("failed: {failure}");
+    }
+    println!("{}", report.tally);
+    Ok(if report.tally.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Suites for the guest, built so that they start there.
+fn guest_suites(workspace: &Workspace) -> Result<Vec<Suite>> {
+    let privileged = |mut suites: Vec<Suite>| {
+        suites.retain(|suite| suite.needs_root);
+        suites
+    };
+    let suites = privileged(suites::build(workspace, None)?);
+    let Some(newest) = suites
+        .iter()
+        .filter_map(|suite| elf::newest_glibc(&suite.executable))
+        .max()
+    else {
+        return Ok(suites);
+    };
+    if newest <= GLIBC {
+        return Ok(suites);
+    }
+    let mut query = workspace.rustc();
+    query.args(["--print", "target-libdir", "--target", MUSL]);
+    if step::answer(&mut query).is_some_and(|folder| Path::new(folder.trim()).is_dir()) {
+        return Ok(privileged(suites::build(workspace, Some(MUSL))?));
+    }
+    bail!(
+        "the tests are linked with glibc {}.{} and the guest has {}.{}: `rustup target add {MUSL}`, then they are linked statically",
+        newest.0,
+        newest.1,
+        GLIBC.0,
+        GLIBC.1
+    )
+}
+
+/// Copies what the guest runs, in the layout of the target folder: tests look for the agent beside themselves.
+fn stage(workspace: &Workspace, suites: &[Suite], filter: Option<&str>, staging: &Path) -> Result<()> {
+    if staging.exists() {
+        fs::remove_dir_all(staging).with_context(|| format!("empty {}", staging.display()))?;
+    }
+    let copy = |from: &Path, to: PathBuf| {
+        fs::create_dir_all(to.parent().unwrap_or(staging))
+            .with_context(|| format!("make a folder for {}", to.display()))?;
+        fs::copy(from, &to).with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
+        anyhow::Ok(())
+    };
+    copy(&workspace.probes(), staging.join("target/ebpf/vmstation-probes"))?;
+    for suite in suites {
+        let file = suite.executable.file_name().context("a test without a name")?;
+        copy(&suite.executable, staging.join("target/debug/deps").join(file))?;
+    }
+    let profile = suites
+        .first()
+        .and_then(|suite| suite.executable.parent()?.parent())
+        .context("tests without a folder")?;
+    for program in ["vmstation-autosleep", "vmstation-autosleep-ctl"] {
+        copy(&profile.join(program), staging.join("target/debug").join(program))?;
+    }
+    let script = staging.join("run");
+    fs::write(&script, run_script(suites, filter)?).with_context(|| format!("write {}", script.display()))?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).context("make the script executable")
+}
+
+/// What the guest runs; its output goes to the second serial port.
+fn run_script(suites: &[Suite], filter: Option<&str>) -> Result<String> {
+    let mut script = format!(
+        "#!/bin/sh\nexport HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin VMSTATION_SSHD=/usr/sbin/sshd\n\
+         cd {PAYLOAD_FOLDER}\nuname -srm\n"
+    );
+    let filter = filter
+        .map(|filter| format!(" '{}'", filter.replace('\'', r"'\''")))
+        .unwrap_or_default();
+    for suite in suites {
+        let file = suite.executable.file_name().context("a test without a name")?.display();
+        let name = &suite.name;
+        write!(
+            script,
+            "echo '{SUITE}{name}'\ntarget/debug/deps/{file} --color=never{filter}\necho \"{EXIT}$?\"\n"
+        )?;
+    }
+    writeln!(script, "echo '{END}'")?;
+    Ok(script)
+}
+
+/// Boots the guest and shows its report as it comes, until it powers off or time is up.
+fn follow(guest: &Guest<'_>, deadline: Duration) -> Result<Report> {
+    let mut running = guest.start()?;
+    let mut progress = Some(Progress::new("booting the guest"));
+    let mut source = File::open(&guest.port).with_context(|| format!("read {}", guest.port.display()))?;
+    let mut report = Report::default();
+    let mut pending = Vec::new();
+    loop {
+        let ended = running.ended()?.is_some();
+        source.read_to_end(&mut pending).context("read the guest's report")?;
+        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+            if let Some(progress) = progress.take() {
+                progress.finish("up");
+            }
+            let line: Vec<u8> = pending.drain(..=end).collect();
+            report.line(String::from_utf8_lossy(&line).trim_end());
+        }
+        if report.ended || ended {
+            break;
+        }
+        if running.age() > deadline {
+            report.interruption = Some(format!("killed after {} minutes", deadline.as_secs() / 60));
+            break;
+        }
+        if let Some(progress) = &mut progress {
+            progress.tick();
+        }
+        thread::sleep(POLL);
+    }
+    if let Some(progress) = progress {
+        progress.finish("never came up");
+    }
+    if stderr().is_terminal() || !report.ended {
+        eprintln!("the guest ran for {} s", running.age().as_secs());
+    }
+    Ok(report.close())
+}
+
+/// What the guest said.
+#[derive(Default)]
+struct Report {
+    tally: Tally,
+    failures: Vec<String>,
+    /// The suite that is running, and what it printed.
+    open: Option<(String, Transcript)>,
+    /// Whether the guest came to the end of its script.
+    ended: bool,
+    /// Why we did not let it come there.
+    interruption: Option<String>,
+}
+
+impl Report {
+    fn line(&mut self, line: &str) {
+        if let Some(name) = line.strip_prefix(SUITE) {
+            println!("\n-- {name} (guest)");
+            self.open = Some((name.into(), Transcript::default()));
+        } else if let Some(code) = line.strip_prefix(EXIT) {
+            self.finish_suite(code.parse().ok());
+        } else if line == END {
+            self.ended = true;
+        } else {
+            println!("{line}");
+            if let Some((_, transcript)) = &mut self.open {
+                transcript.line(line);
+            }
+        }
+    }
+
+    fn finish_suite(&mut self, exit: Option<i32>) {
+        if let Some((name, transcript)) = self.open.take() {
+            let transcript = transcript.finish(exit);
+            self.tally += transcript.tally;
+            self.failures
+                .extend(transcript.failures.into_iter().map(|test| format!("{name}: {test}")));
+        }
+    }
+
+    /// No more lines will come.
+    fn close(mut self) -> Self {
+        self.finish_suite(None);
+        if !self.ended {
+            self.tally.failed += 1;
+            let why = self.interruption.take().unwrap_or_else(|| "it stopped".into());
+            self.failures.push(format!("guest: did not finish its tests, {why}"));
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(text: &str) -> Report {
+        let mut report = Report::default();
+        for line in text.lines() {
+            report.line(line);
+        }
+        report.close()
+    }
+
+    const OK: &str = "test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s";
+
+    #[test]
+    fn a_report_with_its_end_is_taken_at_its_word() {
+        let report = report(&format!("Linux 6.1\n@@ suite kernel\n{OK}\n@@ exit 0\n@@ end\n"));
+        assert_eq!(
+            report.tally,
+            Tally {
+                passed: 2,
+                failed: 0,
+                skipped: 1
+            }
+        );
+        assert!(report.failures.is_empty());
+    }
+
+    #[test]
+    fn a_guest_that_stops_half_way_failed() {
+        let cut = report(&format!(
+            "@@ suite kernel\n{OK}\n@@ exit 0\n@@ suite ssh\ntest a ... ok\n"
+        ));
+        assert_eq!(
+            cut.tally,
+            Tally {
+                passed: 2,
+                failed: 2,
+                skipped: 1
+            },
+            "the open suite and the missing end"
+        );
+        assert_eq!(report("").tally.failed, 1);
+    }
+
+    #[test]
+    fn a_suite_that_dies_in_the_guest_failed() {
+        let died = report("@@ suite kernel\nrunning 3 tests\n@@ exit 139\n@@ end\n");
+        assert_eq!(died.tally.failed, 1);
+    }
+
+    #[test]
+    fn the_script_names_every_suite_and_quotes_the_filter() {
+        let suite = Suite {
+            name: "kernel".into(),
+            executable: "/t/debug/deps/kernel-1".into(),
+            folder: "/".into(),
+            needs_root: true,
+        };
+        let script = run_script(&[suite], Some("it's")).unwrap();
+        assert!(
+            script.contains(r"target/debug/deps/kernel-1 --color=never 'it'\''s'"),
+            "{script}"
+        );
+        assert!(script.ends_with("echo '@@ end'\n"));
+    }
+}
