@@ -1,0 +1,147 @@
+//! What a policy means, in sentences.
+
+use std::time::Duration;
+
+use humantime::format_duration;
+
+use super::{Background, NotificationMethod, Policy, ProbeMode};
+
+/// A summary for people, several lines. Shows of a webhook's URL only the host: the rest often is its password.
+pub fn explain(policy: &Policy) -> String {
+    let Policy {
+        enabled,
+        inactivity_timeout,
+        check_interval,
+        grace_period,
+        min_awake,
+        detection,
+        excluded_namespaces,
+        prevent_sleep_labels,
+        notification,
+        logging,
+        probes,
+    } = policy;
+    let mut lines = Vec::new();
+    let never = if *enabled {
+        ""
+    } else {
+        "never sleeps, because [general] enabled is false; else: "
+    };
+    let grace = match *grace_period {
+        Duration::ZERO => "at once".into(),
+        grace => format!("{} after announcing it", format_duration(grace)),
+    };
+    lines.push(format!(
+        "{never}sleeps after {} of quiet, {grace}; checks every {}; stays awake at least {} after waking",
+        format_duration(*inactivity_timeout),
+        format_duration(*check_interval),
+        format_duration(*min_awake),
+    ));
+
+    lines.push("quiet means".into());
+    let labels: Vec<_> = prevent_sleep_labels
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    lines.push(if detection.pods {
+        let namespaces: Vec<_> = excluded_namespaces.iter().map(String::as_str).collect();
+        let outside = match namespaces.as_slice() {
+            [] => "no pod runs".into(),
+            names => format!("no pod runs outside {}", names.join(", ")),
+        };
+        match labels.as_slice() {
+            [] => format!("  pods: {outside}"),
+            labels => format!(
+                "  pods: {outside}, and none anywhere is labelled {}",
+                labels.join(" or ")
+            ),
+        }
+    } else {
+        "  pods: not looked at".into()
+    });
+    lines.push(match detection.cpu_percent {
+        Some(percent) => format!("  cpu: at most {percent} % of all CPUs"),
+        None => "  cpu: not looked at".into(),
+    });
+    lines.push(match detection.network_bytes_per_sec {
+        Some(limit) => format!(
+            "  network: at most {limit} bytes per second of user traffic on {}\n    background: {}",
+            match detection.interfaces.as_slice() {
+                [] => "every physical interface".into(),
+                names => names.join(", "),
+            },
+            uncounted(&detection.background),
+        ),
+        None => "  network: not looked at".into(),
+    });
+    lines.push(match &detection.ssh {
+        Some(ssh) => {
+            let ports: Vec<_> = ssh.ports.iter().map(ToString::to_string).collect();
+            let cap = match ssh.idle_cap {
+                Some(cap) => format!("idle for less than {}", format_duration(cap)),
+                None => "however long it has been idle".into(),
+            };
+            format!("  ssh: no session on port {}, {cap}", ports.join(", "))
+        }
+        None => "  ssh: not looked at".into(),
+    });
+
+    lines.push(match notification {
+        None => "tells nobody before a sleep".into(),
+        Some(notification) => {
+            let to = match &notification.method {
+                NotificationMethod::Log => "the log".into(),
+                NotificationMethod::Webhook { url } => format!("the webhook at {}", host(url)),
+                NotificationMethod::Slack { url, channel: None } => format!("Slack at {}", host(url)),
+                NotificationMethod::Slack {
+                    url,
+                    channel: Some(channel),
+                } => format!("Slack channel {channel} at {}", host(url)),
+            };
+            format!("tells {to} {} before a sleep", format_duration(notification.before))
+        }
+    });
+    lines.push(format!(
+        "logs to {}, level {}, rotated above {} bytes, {} kept",
+        logging.dir.join("power.log").display(),
+        logging.level.as_str().to_lowercase(),
+        logging.max_size,
+        logging.retention,
+    ));
+    lines.push(match probes {
+        ProbeMode::Always => "eBPF programs: used".into(),
+        ProbeMode::Off => "eBPF programs: never, /proc and /sys only".into(),
+    });
+    lines.join("\n")
+}
+
+/// What does not count; a port once, whatever its protocols and directions.
+fn uncounted(background: &Background) -> String {
+    let mut ports: Vec<_> = background.ports.iter().map(|rule| rule.port).collect();
+    ports.dedup();
+    let words = |items: Vec<String>| items.join(", ");
+    let mut parts = vec!["broadcast, multicast, ARP and LLDP".to_owned()];
+    if !ports.is_empty() {
+        parts.push(format!(
+            "ports {}",
+            words(ports.iter().map(ToString::to_string).collect())
+        ));
+    }
+    if !background.protocols.is_empty() {
+        parts.push(words(background.protocols.iter().map(ToString::to_string).collect()));
+    }
+    if !background.cidrs.is_empty() {
+        parts.push(format!(
+            "peers in {}",
+            words(background.cidrs.iter().map(ToString::to_string).collect())
+        ));
+    }
+    parts.join("; ")
+}
+
+/// Host and port of an http or https URL.
+pub(super) fn host(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    authority.rsplit('@').next().unwrap_or_default()
+}
