@@ -1,2 +1,8 @@
 //! The node agent: watches activity and decides when the host may sleep. `driver` is where everything comes together.
+pub mod clock;
 pub mod config;
+pub mod counters;
+pub mod history;
+pub mod readable;
+pub mod sample;
+pub mod verdict;

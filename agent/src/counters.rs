@@ -1,0 +1,170 @@
+//! What the sensors bring home: cumulative counters and the list of SSH sessions, each with where it was read.
+//!
+//! Plain data. [`crate::probes`] and [`crate::procfs`] fill it, [`crate::sample`] turns two of them into rates.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
+
+use crate::clock::BootTime;
+
+/// One signal as it was read: a value and its source, or the reason there is none. Never a zero that stands for "could not look".
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reading<T> {
+    /// Read.
+    Known {
+        /// The value.
+        value: T,
+        /// Who told.
+        source: Source,
+    },
+    /// Could not be read; why. Keeps the host awake.
+    Unreadable(String),
+    /// Nobody asked for this signal (configuration).
+    NotConfigured,
+}
+
+/// Where a value was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Our eBPF program.
+    Kernel,
+    /// `/proc`, `/sys` or netlink, because the program does not run; why.
+    Fallback(String),
+}
+
+/// A network interface: the index identifies it, the name is for people (names can change).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Interface {
+    /// Kernel's index, > 0.
+    pub index: u32,
+    /// Name at the time of the reading.
+    pub name: String,
+}
+
+/// Cumulative traffic of one interface by class; see [`agent_ebpf::NetClass`] for what belongs to which. Where no program tells the
+/// classes apart, all of it is user traffic: the source of the [`Reading`] says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetTotals {
+    /// Somebody uses the host, or that cannot be ruled out.
+    pub user: Traffic,
+    /// The host and its cluster keep themselves going.
+    pub background: Traffic,
+    /// Broadcast and multicast.
+    pub multicast: Traffic,
+    /// Last frame of class user, to 10 ms; `None`: none since the counting began, or not known.
+    pub last_user: Option<BootTime>,
+}
+
+/// Cumulative traffic; see [`agent_ebpf::NetCounters`] for what a byte is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Frames received.
+    pub rx_packets: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Frames sent.
+    pub tx_packets: u64,
+}
+
+/// Cumulative CPU use of the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CpuTotals {
+    /// Busy time by CPU number. Only CPUs that are online.
+    pub busy: BTreeMap<u32, Duration>,
+    /// Context switches on all CPUs.
+    pub switches: u64,
+    /// CPU time the agent itself used, to be left out.
+    pub own: Duration,
+}
+
+/// An authenticated SSH session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Who logged in, if known.
+    pub user: Option<String>,
+    /// Peer's address.
+    pub peer: IpAddr,
+    /// Peer's port.
+    pub peer_port: u16,
+    /// Server process that owns the connection, 0 if unknown.
+    pub pid: u32,
+    /// Time since the kernel last sent or received a byte of payload on it.
+    pub idle: Duration,
+}
+
+/// What is known of SSH.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SshSeen {
+    /// Sessions that are open.
+    pub sessions: Vec<Session>,
+    /// Latest moment at which a session is known to have begun, done something that shows in the kernel's records, or ended, however short
+    /// it was. The last byte of a session that is open is in [`Session::idle`].
+    pub last_activity: Option<BootTime>,
+    /// Sessions authenticated since the agent started, those already open at its start included.
+    pub logins: u64,
+}
+
+/// What is known of the pods of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodsSeen {
+    /// `namespace/name` of pods that count as activity.
+    pub running: Vec<String>,
+    /// `namespace/name` of pods with a prevent-sleep label.
+    pub preventing: Vec<String>,
+}
+
+/// Everything the sensors read at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Counters {
+    /// When.
+    pub at: BootTime,
+    /// Traffic by interface.
+    pub net: Reading<BTreeMap<Interface, NetTotals>>,
+    /// CPU use.
+    pub cpu: Reading<CpuTotals>,
+    /// SSH sessions.
+    pub ssh: Reading<SshSeen>,
+    /// Pods.
+    pub pods: Reading<PodsSeen>,
+}
+
+impl NetTotals {
+    /// All classes together.
+    #[must_use]
+    pub const fn all(&self) -> Traffic {
+        self.user.plus(self.background).plus(self.multicast)
+    }
+}
+
+impl Traffic {
+    /// The sum. Counters wrap around; see [`agent_ebpf`].
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            rx_bytes: self.rx_bytes.wrapping_add(other.rx_bytes),
+            rx_packets: self.rx_packets.wrapping_add(other.rx_packets),
+            tx_bytes: self.tx_bytes.wrapping_add(other.tx_bytes),
+            tx_packets: self.tx_packets.wrapping_add(other.tx_packets),
+        }
+    }
+}
+
+impl<T> Reading<T> {
+    /// The value, if it was read.
+    pub const fn known(&self) -> Option<&T> {
+        match self {
+            Self::Known { value, .. } => Some(value),
+            Self::Unreadable(_) | Self::NotConfigured => None,
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kernel => f.write_str("eBPF"),
+            Self::Fallback(why) => write!(f, "fallback: {why}"),
+        }
+    }
+}
