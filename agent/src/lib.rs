@@ -3,6 +3,7 @@ pub mod clock;
 pub mod config;
 pub mod counters;
 pub mod history;
+pub mod idle;
 pub mod readable;
 pub mod sample;
 pub mod verdict;
