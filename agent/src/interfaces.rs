@@ -1,0 +1,115 @@
+//! Which network interfaces count, and the moment that set may have changed.
+//!
+//! Reads `/sys/class/net` and listens to rtnetlink; never changes an interface. The caller owns the list and compares.
+
+use std::{
+    fs, io,
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::Path,
+};
+
+use nix::{
+    errno::Errno,
+    libc,
+    net::if_::if_nametoindex,
+    sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket},
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::counters::Interface;
+
+const FOLDER: &str = "/sys/class/net";
+
+/// The interfaces of `named` that exist; if none is named, every physical one: those with a parent on a bus
+/// (`/sys/class/net/IF/device`). Bonds, bridges, VLANs and the like have none and do not count, since their ports do; nor does
+/// loopback, unless it is named.
+///
+/// # Errors
+/// `/sys/class/net` could not be listed.
+pub fn select(named: &[String]) -> io::Result<Vec<Interface>> {
+    let names = if named.is_empty() { physical()? } else { named.to_vec() };
+    let mut interfaces: Vec<_> = names.into_iter().filter_map(existing).collect();
+    interfaces.sort();
+    interfaces.dedup();
+    Ok(interfaces)
+}
+
+fn physical() -> io::Result<Vec<String>> {
+    let folder = |error: io::Error| io::Error::new(error.kind(), format!("list {FOLDER}: {error}"));
+    let mut names = Vec::new();
+    for entry in fs::read_dir(FOLDER).map_err(folder)? {
+        // Interface names are bytes without slash; one that is not UTF-8 cannot be configured either.
+        if let Ok(name) = entry.map_err(folder)?.file_name().into_string()
+            && Path::new(FOLDER).join(&name).join("device").exists()
+        {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// `None` for one that is gone: interfaces come and go.
+fn existing(name: String) -> Option<Interface> {
+    let index = if_nametoindex(name.as_str()).ok()?;
+    Some(Interface { index, name })
+}
+
+/// Tells when interfaces were added, removed, renamed or changed (rtnetlink(7), group `RTMGRP_LINK`).
+#[derive(Debug)]
+pub struct LinkWatch {
+    socket: AsyncFd<OwnedFd>,
+}
+
+impl LinkWatch {
+    /// Begins to listen in the network namespace of the calling thread. List the interfaces after this, so that no change falls between.
+    ///
+    /// # Errors
+    /// No socket.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn new() -> io::Result<Self> {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+        bind(
+            socket.as_raw_fd(),
+            &NetlinkAddr::new(0, libc::RTMGRP_LINK.unsigned_abs()),
+        )?;
+        // SAFETY: an `OwnedFd` is open and the same for as long as it lives, and the `AsyncFd` owns it.
+        let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
+        Ok(Self { socket })
+    }
+
+    /// Waits for a change; however many there were since the last call, they count as one.
+    ///
+    /// Cancel-safe: messages are taken after the last point at which it can be dropped.
+    ///
+    /// # Errors
+    /// The socket failed for good.
+    pub async fn changed(&mut self) -> io::Result<()> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            let changed = drain(ready.get_inner())?;
+            ready.clear_ready();
+            if changed {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Takes all messages that wait; whether there were any. Their content does not matter: the caller lists what there is.
+fn drain(socket: &OwnedFd) -> io::Result<bool> {
+    let mut changed = false;
+    loop {
+        // What does not fit into the buffer is dropped with its message.
+        match recv(socket.as_raw_fd(), &mut [0; 1], MsgFlags::MSG_DONTWAIT) {
+            Ok(_) => changed = true,
+            Err(Errno::EAGAIN) => return Ok(changed),
+            Err(Errno::EINTR) => {}
+            // More messages than the socket holds: some are lost, so something changed.
+            Err(Errno::ENOBUFS) => changed = true,
+            Err(error) => return Err(io::Error::other(format!("listen to rtnetlink: {error}"))),
+        }
+    }
+}

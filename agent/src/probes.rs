@@ -1,0 +1,344 @@
+//! Loads the eBPF programs, attaches them and reads what they count. The only file, with its folder, that names aya.
+//!
+//! Owns the programs, their maps and their attachments; dropping [`Probes`] takes all of it out of the kernel, and so does the death of
+//! the process (on Linux 6.6 or later; see [`clsact`] for the older ones). Never fails as a whole: each [`Family`] runs, or says
+//! why not, and [`crate::procfs`] and netlink stand in for it. Judges nothing.
+
+mod clsact;
+mod kernel_types;
+mod net;
+mod sched;
+mod ssh;
+
+use std::{collections::BTreeMap, error::Error, fs, os::fd::BorrowedFd, path::Path};
+
+use agent_ebpf::{SSH_PORTS, SshCounters, SshRecord};
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{Map, MapError},
+    programs::BtfTracePoint,
+};
+use aya_log::EbpfLogger;
+use nix::libc;
+use tracing::{info, warn};
+
+use crate::{
+    config::{Background, ProbeMode},
+    counters::{CpuTotals, Interface, NetTotals},
+};
+use kernel_types::{KernelTypes, KernelTypesError};
+use net::Net;
+use sched::Sched;
+use ssh::Ssh;
+
+#[cfg(vmstation_ebpf)]
+static PROGRAMS: Option<&[u8]> = Some(aya::include_bytes_aligned!(env!("VMSTATION_EBPF_EMBEDDED")));
+#[cfg(not(vmstation_ebpf))]
+static PROGRAMS: Option<&[u8]> = None;
+
+/// Frozen globals of the programs that hold the offset of a kernel field: global, structure, field. A `sock` begins with its `sock_common`.
+const OFFSETS: [(&str, &str, &str); 12] = [
+    ("TASK_PID", "task_struct", "pid"),
+    ("TASK_TGID", "task_struct", "tgid"),
+    ("TASK_MM", "task_struct", "mm"),
+    ("MM_ARG_START", "mm_struct", "arg_start"),
+    ("SOCK_FAMILY", "sock_common", "skc_family"),
+    ("SOCK_PROTOCOL", "sock", "sk_protocol"),
+    ("SOCK_PEER_PORT", "sock_common", "skc_dport"),
+    ("SOCK_PEER_V4", "sock_common", "skc_daddr"),
+    ("SOCK_PEER_V6", "sock_common", "skc_v6_daddr"),
+    ("INET_LOCAL_PORT", "inet_sock", "inet_sport"),
+    ("TCP_RECEIVED", "tcp_sock", "bytes_received"),
+    ("TCP_ACKED", "tcp_sock", "bytes_acked"),
+];
+
+/// Programs that count the same thing and stand or fall together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Traffic of interfaces.
+    Net,
+    /// Connections to the SSH ports.
+    Ssh,
+    /// Busy time of CPUs.
+    Sched,
+}
+
+/// Direction of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// To this host.
+    Received,
+    /// From this host.
+    Sent,
+}
+
+/// The programs in the kernel and what they count.
+pub struct Probes {
+    families: Result<Families, String>,
+    wanted: Vec<Interface>,
+}
+
+struct Families {
+    net: Result<Net, String>,
+    ssh: Result<Ssh, String>,
+    sched: Result<Sched, String>,
+    /// Warnings of the programs themselves, if they can be had.
+    log: Option<EbpfLogger<KernelLog>>,
+    ebpf: Ebpf,
+}
+
+impl Probes {
+    /// Loads and attaches whatever this kernel and this process's privileges allow. Interfaces come with [`Self::sync_interfaces`].
+    ///
+    /// `ssh_ports`: at most [`SSH_PORTS`], none 0. Takes some 100 ms and, while it runs, 40 MB, for the kernel's type information.
+    #[must_use]
+    pub fn load(ssh_ports: &[u16], mode: ProbeMode) -> Self {
+        let families = match (mode, PROGRAMS) {
+            (ProbeMode::Off, _) => Err("switched off (`probes = \"off\"`)".into()),
+            (ProbeMode::Always, None) => {
+                Err("built without eBPF programs: run `cargo xtask build-ebpf`, then build again".into())
+            }
+            (ProbeMode::Always, Some(programs)) => Families::load(programs, ssh_ports),
+        };
+        give_memory_back();
+        Self {
+            families,
+            wanted: Vec::new(),
+        }
+    }
+
+    /// Whether a family runs.
+    ///
+    /// # Errors
+    /// Why not, in one line.
+    pub fn state(&self, family: Family) -> Result<(), &str> {
+        let families = self.families.as_ref().map_err(String::as_str)?;
+        match family {
+            Family::Net => families.net.as_ref().map(drop),
+            Family::Ssh => families.ssh.as_ref().map(drop),
+            Family::Sched => families.sched.as_ref().map(drop),
+        }
+        .map_err(String::as_str)
+    }
+
+    /// Attaches to interfaces that are not attached to yet and leaves those no longer wanted. A fresh attachment counts from 0; so does
+    /// one that somebody had detached. An interface that cannot be attached to says why in [`Self::net`], and is tried again here.
+    pub fn sync_interfaces(&mut self, wanted: &[Interface]) {
+        self.wanted = wanted.to_vec();
+        if let Ok(Families { net: Ok(net), ebpf, .. }) = &mut self.families {
+            net.sync(ebpf, wanted);
+        }
+    }
+
+    /// Changes what is background traffic, from the next frame on; before the first call nothing is that has a port or needs a protocol.
+    ///
+    /// # Errors
+    /// Why the program does not run, or could not be told: what it counts as user traffic may then be background.
+    pub fn set_background(&mut self, background: &Background) -> Result<(), String> {
+        let families = self.families.as_mut().map_err(|why| why.clone())?;
+        families
+            .net
+            .as_mut()
+            .map_err(|why| why.clone())?
+            .set_background(background)
+    }
+
+    /// Has the kernel run the program of one direction over a frame that nobody sends; it counts for loopback, which has to be attached.
+    ///
+    /// # Errors
+    /// Why it could not run, such as a frame shorter than an Ethernet header.
+    pub fn run_over(&self, way: Way, frame: &[u8]) -> Result<(), String> {
+        let families = self.families.as_ref().map_err(String::clone)?;
+        families.net.as_ref().map_err(String::clone)?;
+        net::run_over(&families.ebpf, way, frame)
+    }
+
+    /// Traffic of every interface of the last [`Self::sync_interfaces`], or why it is not counted.
+    #[must_use]
+    pub fn net(&self) -> BTreeMap<Interface, Result<NetTotals, String>> {
+        let total = |interface: &Interface| {
+            let families = self.families.as_ref().map_err(String::clone)?;
+            let net = families.net.as_ref().map_err(String::clone)?;
+            net.total(interface)
+        };
+        self.wanted
+            .iter()
+            .map(|interface| (interface.clone(), total(interface)))
+            .collect()
+    }
+
+    /// Busy time of every online CPU since the program was attached, never less than told before, and context switches.
+    ///
+    /// # Errors
+    /// Why they are not known.
+    pub fn cpu(&self) -> Result<CpuTotals, String> {
+        let families = self.families.as_ref().map_err(String::clone)?;
+        families.sched.as_ref().map_err(String::clone)?.read()
+    }
+
+    /// Connections to the SSH ports since the program was attached.
+    ///
+    /// # Errors
+    /// Why they are not known.
+    pub fn ssh(&self) -> Result<SshCounters, String> {
+        let families = self.families.as_ref().map_err(String::clone)?;
+        let ssh = families.ssh.as_ref().map_err(String::clone)?;
+        ssh.total(&families.ebpf)
+    }
+
+    /// Readable when [`Self::ssh_records`] has something to take. `None` if the ssh family does not run. To wait on it while taking
+    /// records, duplicate it (`try_clone_to_owned`).
+    #[must_use]
+    pub fn ssh_fd(&self) -> Option<BorrowedFd<'_>> {
+        let ssh = self.families.as_ref().ok()?.ssh.as_ref().ok()?;
+        Some(ssh.fd())
+    }
+
+    /// Takes the records that wait, oldest first; at most as many as the ring buffer holds, so that a flood cannot hold the caller. After
+    /// that many, call again before waiting: [`Self::ssh_fd`] tells of records that come, not of those that are left.
+    pub fn ssh_records(&mut self) -> Vec<SshRecord> {
+        let Ok(Families { ssh: Ok(ssh), log, .. }) = &mut self.families else {
+            return Vec::new();
+        };
+        let records = ssh.take_records();
+        // The programs warn only of a full ring buffer, and then there are records.
+        if let Some(log) = log {
+            log.flush();
+        }
+        records
+    }
+}
+
+impl Families {
+    fn load(programs: &[u8], ssh_ports: &[u16]) -> Result<Self, String> {
+        let fields = offsets().map_err(|error| reason("find the kernel's fields", &error));
+        let btf = Btf::from_sys_fs().map_err(|error| reason("read the kernel's type information (BTF)", &error));
+        let mut ports = [0; SSH_PORTS];
+        if ssh_ports.len() > ports.len() {
+            return Err(format!(
+                "{} SSH ports are configured; at most {SSH_PORTS} can be watched",
+                ssh_ports.len()
+            ));
+        }
+        ports[..ssh_ports.len()].copy_from_slice(ssh_ports);
+        let mut loader = EbpfLoader::new();
+        // No relocations: the programs have none.
+        loader.btf(None).override_global("SSH_PORT", &ports, true);
+        if let Ok(fields) = &fields {
+            for ((global, ..), offset) in OFFSETS.iter().zip(fields) {
+                loader.override_global(global, offset, true);
+            }
+        }
+        let mut ebpf = loader
+            .load(programs)
+            .map_err(|error| reason("create the maps of the eBPF programs (needs CAP_BPF)", &error))?;
+        let net = Net::load(&mut ebpf);
+        let btf = btf.as_ref().map_err(String::clone);
+        let ssh = fields.and_then(|_| Ssh::load(&mut ebpf, btf.clone()?));
+        let sched = btf.and_then(|btf| Sched::load(&mut ebpf, btf));
+        // Last: a failure here closes the map, and a program that uses a closed map cannot be loaded any more.
+        let log = EbpfLogger::init_with_logger(&mut ebpf, KernelLog)
+            .inspect_err(|error| info!(%error, "warnings of the eBPF programs will not be seen"))
+            .ok();
+        Ok(Self {
+            net,
+            ssh,
+            sched,
+            log,
+            ebpf,
+        })
+    }
+}
+
+/// Where the fields of [`OFFSETS`] lie in this kernel.
+fn offsets() -> Result<[u32; OFFSETS.len()], KernelTypesError> {
+    let types = KernelTypes::read()?;
+    let mut offsets = [0; OFFSETS.len()];
+    for (offset, (_, structure, field)) in offsets.iter_mut().zip(OFFSETS) {
+        *offset = types.offset(structure, field)?;
+    }
+    Ok(offsets)
+}
+
+/// Loads and attaches a program of a tracepoint.
+fn trace(ebpf: &mut Ebpf, btf: &Btf, name: &str, tracepoint: &str) -> Result<(), String> {
+    let what = |verb: &str| {
+        format!("{verb} {name} (needs CAP_BPF and CAP_PERFMON, and no kernel lockdown for confidentiality)")
+    };
+    let program = ebpf.program_mut(name).ok_or_else(|| missing(name))?;
+    let program: &mut BtfTracePoint = program.try_into().map_err(|error| reason(name, &error))?;
+    program
+        .load(tracepoint, btf)
+        .map_err(|error| reason(&what("load"), &error))?;
+    program.attach().map_err(|error| reason(&what("attach"), &error))?;
+    Ok(())
+}
+
+fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T, String> {
+    let map = ebpf.take_map(name).ok_or_else(|| missing(name))?;
+    T::try_from(map).map_err(|error| reason(&format!("open the map {name}"), &error))
+}
+
+fn missing(name: &str) -> String {
+    format!("the eBPF object has no {name}: it is not of this version, build it again")
+}
+
+/// A number from a file of /proc/PID/fdinfo.
+fn fdinfo(path: &Path, key: &str) -> Result<u64, String> {
+    let text = fs::read_to_string(path).map_err(|error| format!("read {}: {error}", path.display()))?;
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key))
+        .and_then(|value| value.trim().parse().ok());
+    value.ok_or_else(|| format!("{} has no {key}", path.display()))
+}
+
+/// The kernel's type information is large and gone by now; the C library would keep its memory for later.
+fn give_memory_back() {
+    // SAFETY: may be called at any time; see malloc_trim(3).
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// What was attempted and the whole chain of causes, in one line.
+fn reason(attempted: &str, error: &dyn Error) -> String {
+    format!("{attempted}: {}", chain(error))
+}
+
+/// A cause whose text its consequence already contains is not repeated. A verifier's log is cut to its end, where the refusal is.
+fn chain(error: &dyn Error) -> String {
+    const MOST: usize = 400;
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    let words: Vec<_> = text.split_whitespace().collect();
+    let line = words.join(" ");
+    let line = line.strip_suffix(". Verifier output:").unwrap_or(&line);
+    match line.char_indices().rev().nth(MOST) {
+        None => line.to_owned(),
+        Some((start, _)) => format!("..{}", &line[start..]),
+    }
+}
+
+/// Passes the programs' own warnings on.
+struct KernelLog;
+
+impl log::Log for KernelLog {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        warn!(message = %record.args(), "eBPF program");
+    }
+
+    fn flush(&self) {}
+}
