@@ -9,4 +9,5 @@ pub mod probes;
 pub mod procfs;
 pub mod readable;
 pub mod sample;
+pub mod sessions;
 pub mod verdict;
