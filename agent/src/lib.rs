@@ -1,7 +1,10 @@
 //! The node agent: watches activity and decides when the host may sleep. `driver` is where everything comes together.
+pub mod blame;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod counters;
+pub mod ctl;
 pub mod history;
 pub mod idle;
 pub mod interfaces;
@@ -12,6 +15,7 @@ pub mod printable;
 pub mod probes;
 pub mod procfs;
 pub mod readable;
+pub mod report;
 pub mod sample;
 pub mod sessions;
 pub mod state_file;

@@ -1,0 +1,227 @@
+//! What the agent tells others about itself: the documents of the control socket and of `--output json`.
+//!
+//! Stable names: a field is added, never renamed; [`SCHEMA`] rises when one changes its meaning. The decision types are turned into
+//! these at the edge and know nothing of them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of [`Status`] and [`Why`].
+pub const SCHEMA: u32 = 1;
+
+/// `ctl status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Version of the agent.
+    pub version: String,
+    /// Host name.
+    pub node: String,
+    /// Process id of the agent.
+    pub pid: u32,
+    /// Whether the agent only says what it would do.
+    pub dry_run: bool,
+    /// State of the idle machine.
+    pub state: StateName,
+    /// Seconds in that state.
+    pub state_for_s: f64,
+    /// Whether the host may sleep at all: configuration and `ctl disable` together.
+    pub sleep_enabled: bool,
+    /// Whether an operator said `ctl disable`.
+    pub disabled_by_operator: bool,
+    /// The hold in force, if any.
+    pub hold: Option<Hold>,
+    /// Seconds since the last activity.
+    pub idle_s: f64,
+    /// Quiet time needed before the grace period, seconds.
+    pub inactivity_timeout_s: f64,
+    /// Length of the grace period, seconds.
+    pub grace_period_s: f64,
+    /// Seconds until the host sleeps if it stays quiet; absent while it cannot.
+    pub sleeps_in_s: Option<f64>,
+    /// Seconds since the last check; absent before the first.
+    pub last_check_s: Option<f64>,
+    /// What keeps the host awake; empty if nothing.
+    pub blockers: Vec<Blocker>,
+    /// Rates of the last sample.
+    pub rates: Rates,
+    /// Where each signal is read.
+    pub signals: Vec<Signal>,
+    /// What does not work as it should, in words.
+    pub warnings: Vec<String>,
+    /// Suspends carried out (in dry-run: that would have been) since the agent started.
+    pub suspends: u64,
+}
+
+/// State of the idle machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StateName {
+    /// In use, or not known to be quiet.
+    Active,
+    /// Quiet; the idle time runs.
+    Quiet,
+    /// The sleep is announced.
+    Grace,
+    /// Everything is read once more.
+    Confirming,
+    /// Suspend was asked for.
+    Suspending,
+    /// A suspend failed or the host has just resumed: not again before a time.
+    Waiting,
+}
+
+/// A hold: the host stays awake until it ends.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Seconds left.
+    pub remaining_s: f64,
+    /// Who set it.
+    pub by: String,
+    /// Why, if it was said.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// One thing that keeps the host awake.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Blocker {
+    /// `network`, `cpu`, `ssh`, `pods`, `hold`, `disabled`, ..: stable, for machines.
+    pub signal: String,
+    /// In words, one line, with value and limit.
+    pub what: String,
+    /// For how long, seconds.
+    pub for_s: f64,
+    /// Measured value, in `unit`.
+    pub value: Option<f64>,
+    /// Value above which it blocks, in `unit`.
+    pub limit: Option<f64>,
+    /// `B/s`, `%`, `sessions`, ..
+    pub unit: Option<String>,
+    /// Who causes it, where that is known: process groups, sessions, pods.
+    pub by: Vec<String>,
+    /// What would end it, in words.
+    pub remedy: String,
+}
+
+/// Rates of the last sample.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rates {
+    /// Length of the sample, seconds; 0 before the second reading.
+    pub over_s: f64,
+    /// Busy share of all CPUs, percent.
+    pub cpu_percent: Option<f64>,
+    /// Busy share of each CPU, percent, by CPU number.
+    pub cpus_percent: BTreeMap<u32, f64>,
+    /// Context switches per second.
+    pub switches_per_s: Option<f64>,
+    /// Traffic by interface name.
+    pub interfaces: BTreeMap<String, InterfaceRates>,
+    /// Open authenticated sessions.
+    pub ssh_sessions: Vec<SshSession>,
+    /// Sessions authenticated since the agent started, those open at its start included.
+    pub ssh_logins: Option<u64>,
+}
+
+/// Traffic of one interface, all classes together and each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InterfaceRates {
+    /// Bytes received per second.
+    pub rx_bytes_per_s: f64,
+    /// Bytes sent per second.
+    pub tx_bytes_per_s: f64,
+    /// Bytes received since the agent began to count.
+    pub rx_bytes: u64,
+    /// Bytes sent since the agent began to count.
+    pub tx_bytes: u64,
+    /// Frames received since the agent began to count.
+    pub rx_packets: u64,
+    /// Frames sent since the agent began to count.
+    pub tx_packets: u64,
+    /// Somebody uses the host: what is compared with the threshold. All traffic, where nothing tells the classes apart.
+    #[serde(default)]
+    pub user: ClassRates,
+    /// The host and its cluster keep themselves going.
+    #[serde(default)]
+    pub background: ClassRates,
+    /// Broadcast and multicast.
+    #[serde(default)]
+    pub multicast: ClassRates,
+    /// Seconds since the last frame of class user; absent: none since the agent began to count, or not known.
+    #[serde(default)]
+    pub last_user_s: Option<f64>,
+}
+
+/// Traffic of one class on one interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClassRates {
+    /// Bytes received per second.
+    pub rx_bytes_per_s: f64,
+    /// Bytes sent per second.
+    pub tx_bytes_per_s: f64,
+    /// Bytes received since the agent began to count.
+    pub rx_bytes: u64,
+    /// Bytes sent since the agent began to count.
+    pub tx_bytes: u64,
+    /// Frames received since the agent began to count.
+    pub rx_packets: u64,
+    /// Frames sent since the agent began to count.
+    pub tx_packets: u64,
+}
+
+/// One SSH session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SshSession {
+    /// Who, if known.
+    pub user: Option<String>,
+    /// `address:port` of the peer.
+    pub peer: String,
+    /// Process of the server, 0 if unknown.
+    pub pid: u32,
+    /// Seconds since the last byte.
+    pub idle_s: f64,
+    /// Whether it keeps the host awake (see `ssh_idle_cap`).
+    pub counts: bool,
+}
+
+/// Where a signal is read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Signal {
+    /// `network`, `cpu`, `ssh`, `pods`.
+    pub name: String,
+    /// How.
+    pub source: SignalSource,
+    /// Why, unless `source` is `kernel`.
+    pub detail: Option<String>,
+}
+
+/// How a signal is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SignalSource {
+    /// eBPF program.
+    Kernel,
+    /// `/proc`, `/sys`, netlink.
+    Fallback,
+    /// Not readable: counts as busy.
+    Unreadable,
+    /// Not configured: does not count.
+    NotConfigured,
+}
+
+/// `ctl why`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Why {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Host name.
+    pub node: String,
+    /// State of the idle machine.
+    pub state: StateName,
+    /// Everything that keeps the host awake.
+    pub blockers: Vec<Blocker>,
+    /// One sentence: what would let the node sleep, and when it then would.
+    pub to_sleep: String,
+}
