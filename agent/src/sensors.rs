@@ -1,0 +1,212 @@
+//! All sensors behind one `read`: for each signal the eBPF program where it runs, else its substitute, flagged, else "unreadable".
+//!
+//! Owns the probes and the SSH session tracker. Never judges what it reads.
+
+use std::{collections::BTreeMap, os::fd::BorrowedFd};
+
+use crate::{
+    clock::BootTime,
+    config::{Detection, Policy},
+    counters::{Counters, CpuTotals, Interface, NetTotals, Reading, Source, SshSeen},
+    interfaces,
+    pods::Pods,
+    probes::{Family, Probes},
+    procfs,
+    sessions::{Noticed, Sessions},
+};
+
+const FAMILIES: [Family; 3] = [Family::Net, Family::Ssh, Family::Sched];
+
+/// The sensors of this host.
+pub struct Sensors {
+    probes: Probes,
+    sessions: Option<Sessions>,
+    pods: Pods,
+    detection: Detection,
+    /// Kernel records of SSH connections that were lost so far.
+    ssh_lost: u64,
+    /// Why the list of interfaces could not be read.
+    blind: Option<String>,
+}
+
+impl Sensors {
+    /// Loads and attaches what the policy asks for. What cannot be loaded is left to its substitute.
+    pub fn new(policy: &Policy) -> Self {
+        let detection = policy.detection.clone();
+        let ports = detection.ssh.as_ref().map_or(&[][..], |ssh| &ssh.ports);
+        let mut sensors = Self {
+            probes: Probes::load(ports, policy.probes),
+            sessions: detection.ssh.as_ref().map(|ssh| Sessions::new(&ssh.ports)),
+            pods: Pods,
+            detection,
+            ssh_lost: 0,
+            blind: None,
+        };
+        for family in FAMILIES {
+            if let Err(why) = sensors.probes.state(family) {
+                tracing::warn!(program = ?family, why, "eBPF program does not run; /proc and /sys stand in for it");
+            }
+        }
+        sensors.tell_background();
+        sensors.links_changed();
+        sensors
+    }
+
+    /// Goes on under another policy. Programs and counters stay, unless it wants other programs or SSH ports, or one does not run, which
+    /// is then tried again.
+    ///
+    /// Whether they stayed: if not, the descriptors that tell of records are others.
+    pub fn reconfigure(&mut self, before: &Policy, policy: &Policy) -> bool {
+        let all_run = FAMILIES.iter().all(|family| self.probes.state(*family).is_ok());
+        if before.probes != policy.probes || before.detection.ssh != policy.detection.ssh || !all_run {
+            *self = Self::new(policy);
+            return false;
+        }
+        self.detection = policy.detection.clone();
+        self.tell_background();
+        self.links_changed();
+        true
+    }
+
+    fn tell_background(&mut self) {
+        // Where the program does not run nothing is background, which the fallback's source says.
+        if self.probes.state(Family::Net).is_ok()
+            && let Err(why) = self.probes.set_background(&self.detection.background)
+        {
+            tracing::warn!(why, "background traffic may count as activity");
+        }
+    }
+
+    /// Brings the watched interfaces up to date.
+    pub fn links_changed(&mut self) {
+        match interfaces::select(&self.detection.interfaces) {
+            Ok(wanted) => {
+                self.probes.sync_interfaces(&wanted);
+                self.blind = None;
+            }
+            Err(error) => self.blind = Some(format!("cannot list the network interfaces: {error}")),
+        }
+    }
+
+    /// Reads everything.
+    pub fn read(&mut self) -> Counters {
+        Counters {
+            at: BootTime::now(),
+            net: self.net(),
+            cpu: self.cpu(),
+            ssh: self.ssh(),
+            pods: self.pods(),
+        }
+    }
+
+    /// The SSH sessions alone.
+    pub fn ssh(&mut self) -> Reading<SshSeen> {
+        let Some(sessions) = &mut self.sessions else {
+            return Reading::NotConfigured;
+        };
+        let seen = match sessions.refresh(BootTime::now()) {
+            Ok(seen) => seen,
+            Err(error) => return Reading::Unreadable(error.to_string()),
+        };
+        match self.probes.ssh() {
+            // A record that was lost may have told of a session that is over: in doubt there was one.
+            Ok(counters) if counters.lost > self.ssh_lost => {
+                let lost = counters.lost - self.ssh_lost;
+                self.ssh_lost = counters.lost;
+                Reading::Unreadable(format!(
+                    "{lost} kernel records of SSH connections were lost since the last sample"
+                ))
+            }
+            Ok(_) => Reading::Known {
+                value: seen,
+                source: Source::Kernel,
+            },
+            Err(why) => Reading::Known {
+                value: seen,
+                source: Source::Fallback(why),
+            },
+        }
+    }
+
+    /// Readable when the kernel has something to tell of SSH connections; `None` if its program does not run.
+    pub fn ssh_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.sessions.as_ref().and(self.probes.ssh_fd())
+    }
+
+    /// Readable when logind has a new session; `None` where there is no logind. Reading the sessions takes note of it.
+    pub fn logind_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.sessions.as_ref().and_then(Sessions::logind_fd)
+    }
+
+    /// Takes the kernel's records of SSH connections; the most important thing they brought.
+    pub fn ssh_records(&mut self) -> Noticed {
+        let Some(sessions) = &mut self.sessions else {
+            return Noticed::Nothing;
+        };
+        let mut noticed = Noticed::Nothing;
+        loop {
+            let records = self.probes.ssh_records();
+            if records.is_empty() {
+                return noticed;
+            }
+            let now = BootTime::now();
+            for record in records {
+                noticed = match (noticed, sessions.record(&record, now)) {
+                    (Noticed::Login, _) | (_, Noticed::Login) => Noticed::Login,
+                    (Noticed::Ended, _) | (_, Noticed::Ended) => Noticed::Ended,
+                    (Noticed::Nothing, Noticed::Nothing) => Noticed::Nothing,
+                };
+            }
+        }
+    }
+
+    /// Whether a connection may become a session without the kernel saying so.
+    pub fn ssh_undecided(&self) -> bool {
+        self.sessions.as_ref().is_some_and(Sessions::undecided)
+    }
+
+    fn net(&self) -> Reading<BTreeMap<Interface, NetTotals>> {
+        if self.detection.network_bytes_per_sec.is_none() {
+            return Reading::NotConfigured;
+        }
+        if let Some(why) = &self.blind {
+            return Reading::Unreadable(why.clone());
+        }
+        let mut totals = BTreeMap::new();
+        let mut source = Source::Kernel;
+        for (interface, counted) in self.probes.net() {
+            let value = counted.or_else(|why| {
+                source = Source::Fallback(why);
+                procfs::net(&interface)
+            });
+            match value {
+                Ok(value) => drop(totals.insert(interface, value)),
+                Err(why) => return Reading::Unreadable(why),
+            }
+        }
+        Reading::Known { value: totals, source }
+    }
+
+    fn cpu(&self) -> Reading<CpuTotals> {
+        if self.detection.cpu_percent.is_none() {
+            return Reading::NotConfigured;
+        }
+        match self.probes.cpu() {
+            Ok(value) => Reading::Known {
+                value,
+                source: Source::Kernel,
+            },
+            Err(why) => match procfs::cpu() {
+                Ok(value) => Reading::Known {
+                    value,
+                    source: Source::Fallback(why),
+                },
+                Err(why) => Reading::Unreadable(why),
+            },
+        }
+    }
+
+    fn pods(&self) -> Reading<crate::counters::PodsSeen> {
+        self.pods.read()
+    }
+}
