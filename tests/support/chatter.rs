@@ -1,0 +1,187 @@
+//! A node that only keeps itself and its cluster going is quiet; one download is not (fault X4).
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::support::{
+    agent::{Agent, Home, blockers},
+    frames::{Host, TCP, UDP, ethernet, ethernet_to, ipv4, tcp, udp},
+    netns::{self, FrameSender},
+};
+
+/// The guide's threshold for traffic, and times that a test can wait for. The build machine is no idle node: its CPU does not count.
+const NODE: &str = r#"
+[general]
+inactivity_timeout = "17s"
+check_interval = "1s"
+grace_period = "60s"
+[activity_detection]
+check_pods = false
+check_cpu = false
+network_interfaces = ["vms0"]
+ssh_ports = [20022]
+"#;
+
+/// Not 22: the kernel tells of the connections of all namespaces, so of those that other tests make.
+const SSH: u16 = 20_022;
+
+const SECOND: Duration = Duration::from_secs(1);
+const THRESHOLD: f64 = 1024.0;
+const IPV4: u16 = 0x0800;
+const NODE_ADDRESS: Host = Host(1);
+const PEER_ADDRESS: Host = Host(2);
+
+/// Both ends of the node's cable.
+struct Cable {
+    node: FrameSender,
+    peer: FrameSender,
+}
+
+/// In namespaces of a thread of its own, and of the processes that it starts.
+pub(crate) fn chatter_is_quiet_and_a_download_is_not() {
+    let test = thread::spawn(|| {
+        netns::enter();
+        netns::no_ipv6();
+        netns::runtime().block_on(async { netns::veth(&netns::rtnetlink(), "vms0", "vms1").await });
+        let cable = Cable {
+            node: FrameSender::new("vms0"),
+            peer: FrameSender::new("vms1"),
+        };
+        let home = Home::new(NODE);
+        let agent = home.start();
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| cable.chatter(&over));
+            // Also when an assertion fails: the scope waits for the thread.
+            let _ends = OnDrop(&over);
+            watch(&home, &agent, &cable);
+        });
+    });
+    if let Err(panic) = test.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn watch(home: &Home, agent: &Agent, cable: &Cable) {
+    let quiet = agent.status_when("in the grace period", 40 * SECOND, |status| {
+        assert!(
+            !blockers(status).contains(&"network") || rate(status, "user").is_none(),
+            "{status:#}"
+        );
+        status["state"] == "grace"
+    });
+    let node = &quiet["rates"]["interfaces"]["vms0"];
+    let total = |class: &str| node[class]["rx_bytes"].as_u64().unwrap() + node[class]["tx_bytes"].as_u64().unwrap();
+    assert_eq!(total("user"), 0, "{quiet:#}");
+    // Counted without classes, each second of this would have kept the node awake.
+    assert!(rate(&quiet, "background").unwrap() > 10.0 * THRESHOLD, "{quiet:#}");
+    assert!(
+        total("background") > 1_000_000 && total("multicast") > 1000,
+        "{quiet:#}"
+    );
+    assert_eq!(node["last_user_s"], Value::Null);
+
+    cable.download();
+    let busy = agent.status_when("active", 5 * SECOND, |status| status["state"] == "active");
+    assert_eq!(blockers(&busy), ["network"]);
+    assert!(rate(&busy, "user").unwrap() > THRESHOLD, "{busy:#}");
+    assert!(
+        busy["rates"]["interfaces"]["vms0"]["last_user_s"].as_f64().unwrap() < 5.0,
+        "{busy:#}"
+    );
+    let why = agent.json("why");
+    let what = why["blockers"][0]["what"].as_str().unwrap();
+    assert!(what.contains("of user traffic on vms0"), "{why:#}");
+    assert!(agent.log().contains("cancelled"), "{}", agent.log());
+
+    // What is configured holds from the next frame on, and nothing is attached again.
+    agent.status_when("quiet again", 10 * SECOND, |status| blockers(status).is_empty());
+    home.configure(&format!("{NODE}\n[network_background]\ndefaults = false\n"));
+    agent.signal(nix::sys::signal::Signal::SIGHUP);
+    let told = agent.status_when("kept awake by what was background", 10 * SECOND, |status| {
+        rate(status, "user") > Some(10.0 * THRESHOLD) && blockers(status) == ["network"]
+    });
+    // A fresh attachment would count from 0.
+    let background = |status: &Value| status["rates"]["interfaces"]["vms0"]["background"]["rx_bytes"].as_u64();
+    assert!(background(&told) >= background(&quiet), "{told:#}");
+}
+
+/// Bytes per second of a class, both directions; `None` before the second reading.
+fn rate(status: &Value, class: &str) -> Option<f64> {
+    let class = &status["rates"]["interfaces"]["vms0"][class];
+    Some(class["rx_bytes_per_s"].as_f64()? + class["tx_bytes_per_s"].as_f64()?)
+}
+
+impl Cable {
+    /// Once a second, until it is over.
+    fn chatter(&self, over: &AtomicBool) {
+        for second in 0.. {
+            if over.load(Ordering::Relaxed) {
+                return;
+            }
+            if second % 10 == 0 {
+                // The kubelet renews its lease at the API server.
+                self.ask(&tcp(50_000, 6443, &[1; 1400]), &tcp(6443, 50_000, &[2; 900]));
+            }
+            if second % 15 == 5 {
+                // node-exporter is scraped: about 90 kB.
+                self.answer(&tcp(40_000, 9100, &[3; 300]), &tcp(9100, 40_000, &[4; 1400]));
+                for _ in 0..64 {
+                    self.node
+                        .send(&packet(NODE_ADDRESS, PEER_ADDRESS, TCP, &tcp(9100, 40_000, &[4; 1400])));
+                }
+            }
+            // 50 attempts to log in.
+            for attempt in 0..50 {
+                for _ in 0..4 {
+                    self.answer(
+                        &tcp(41_000 + attempt, SSH, &[5; 500]),
+                        &tcp(SSH, 41_000 + attempt, &[6; 700]),
+                    );
+                }
+            }
+            self.peer.send(&ethernet_to([0xff; 6], 0x0806, &[0; 28]));
+            self.node.send(&ethernet(0x0806, &[0; 28]));
+            let mdns = ipv4(PEER_ADDRESS, Host(251), UDP, &udp(5353, 5353, &[0; 120]));
+            self.peer.send(&ethernet_to([1, 0, 0x5e, 0, 0, 0xfb], IPV4, &mdns));
+            thread::sleep(SECOND);
+        }
+    }
+
+    /// The node asks and is answered.
+    fn ask(&self, question: &[u8], answer: &[u8]) {
+        self.node.send(&packet(NODE_ADDRESS, PEER_ADDRESS, TCP, question));
+        self.peer.send(&packet(PEER_ADDRESS, NODE_ADDRESS, TCP, answer));
+    }
+
+    /// The node is asked and answers.
+    fn answer(&self, question: &[u8], answer: &[u8]) {
+        self.peer.send(&packet(PEER_ADDRESS, NODE_ADDRESS, TCP, question));
+        self.node.send(&packet(NODE_ADDRESS, PEER_ADDRESS, TCP, answer));
+    }
+
+    /// 200 kB for a user.
+    fn download(&self) {
+        for _ in 0..200 {
+            self.peer
+                .send(&packet(PEER_ADDRESS, NODE_ADDRESS, TCP, &tcp(443, 52_000, &[7; 1000])));
+        }
+    }
+}
+
+fn packet(from: Host, to: Host, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    ethernet(IPV4, &ipv4(from, to, protocol, payload))
+}
+
+struct OnDrop<'a>(&'a AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
