@@ -218,7 +218,7 @@ fn configuration(arguments: &Arguments, logs: &Path) -> Result<String> {
     writeln!(text, "inactivity_timeout = {}", quoted(&arguments.timeout))?;
     writeln!(text, "grace_period = {}", quoted(&arguments.grace))?;
     text.push_str(
-        "check_interval = \"2s\"\n\n[activity_detection]\ncpu_threshold_percent = 10\nnetwork_threshold_bytes = 1024\n",
+        "check_interval = \"2s\"\nmin_awake = \"10s\"\n\n[activity_detection]\ncpu_threshold_percent = 10\nnetwork_threshold_bytes = 1024\n",
     );
     text.push_str("check_ssh_sessions = true\n");
     writeln!(text, "\n[logging]\nlog_dir = {}", quoted(logs))?;
