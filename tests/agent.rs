@@ -409,7 +409,19 @@ fn sessions_count_with(pam: Pam) {
             open_sessions(status) == 0 && blockers(status).is_empty()
         });
     }
-    assert_eq!(agent.status()["rates"]["ssh_logins"], 5);
+    // Nothing is started that the kernel could tell of; without PAM, root's does not even fork.
+    for user in [USER, "root"] {
+        let mut forwarding = sshd.client(user, Login::Key, &["-N"]).spawn().unwrap();
+        agent.status_when("counting a session without a command", 5 * SECOND, |status| {
+            open_sessions(status) == 1 && blockers(status) == ["ssh"]
+        });
+        forwarding.kill().unwrap();
+        forwarding.wait().unwrap();
+        agent.status_when("quiet", SEEN, |status| {
+            open_sessions(status) == 0 && blockers(status).is_empty()
+        });
+    }
+    assert_eq!(agent.status()["rates"]["ssh_logins"], 7);
 }
 
 fn short_login_counts() {

@@ -210,6 +210,10 @@ impl Driver {
 
     fn ssh_records(&mut self, now: BootTime) {
         match self.sensors.ssh_records() {
+            // A session in which nothing is started (`ssh -N`) brings no further record.
+            Noticed::Nothing if self.sensors.ssh_undecided() => {
+                self.next_sample = self.next_sample.min(now.after(SSH_SOON));
+            }
             Noticed::Nothing => {}
             Noticed::Login => {
                 let actions = self.idle_event(IdleEvent::Activity { at: now }, now);
