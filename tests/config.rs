@@ -56,7 +56,7 @@ fn the_guides_file_means_what_it_says() {
     let url = "http://your-webhook-url".into();
     assert_eq!(notification.method, NotificationMethod::Webhook { url });
     assert_eq!(policy.logging, Policy::default().logging);
-    assert_eq!(policy.probes, ProbeMode::Always);
+    assert_eq!(policy.probes, ProbeMode::Auto);
 }
 
 #[test]

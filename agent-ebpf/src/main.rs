@@ -3,8 +3,8 @@
 //! | program | hook | counts |
 //! |---|---|---|
 //! | `vms_net_rx`, `vms_net_tx` | tcx, or clsact below Linux 6.6 | [`net`]: frames and bytes of an interface, by [`class`] |
-//! | `vms_idle` | tp_btf `cpu_idle` | [`sched`]: busy time of a CPU |
-//! | `vms_sched` | tp_btf `sched_switch` | [`sched`]: context switches |
+//! | `vms_idle` | raw_tp `cpu_idle` | [`sched`]: busy time of a CPU |
+//! | `vms_sched` | raw_tp `sched_switch` | [`sched`]: context switches |
 //! | `vms_ssh` | tp_btf `inet_sock_set_state` | [`ssh`]: connections to the SSH ports |
 //! | `vms_ssh_fork` | tp_btf `sched_process_fork` | [`ssh`]: children of the SSH server |
 //!

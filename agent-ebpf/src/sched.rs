@@ -2,13 +2,16 @@
 //!
 //! Idle is what the kernel itself enters and leaves as such (`cpu_idle`), not the absence of a task: switches of some tasks are not
 //! traced on every kernel, and one that is missed would leave a CPU busy, or idle, until the next.
+//!
+//! Raw tracepoints: they follow no pointer, so they need no type information, which takes 40 MB and 100 ms to read, and can come and go
+//! while the agent runs.
 
 use agent_ebpf::SchedCounters;
 use aya_ebpf::{
     btf_maps::PerCpuArray,
     helpers::bpf_ktime_get_ns,
-    macros::{btf_map, btf_tracepoint},
-    programs::BtfTracePointContext,
+    macros::{btf_map, raw_tracepoint},
+    programs::RawTracePointContext,
 };
 
 #[btf_map]
@@ -18,8 +21,8 @@ static VMS_SCHED: PerCpuArray<SchedCounters, 1> = PerCpuArray::new();
 const EXIT: u32 = u32::MAX;
 
 /// `TP_PROTO(bool preempt, struct task_struct *prev, struct task_struct *next, unsigned int prev_state)`
-#[btf_tracepoint(function = "sched_switch")]
-pub(crate) fn vms_sched(_: BtfTracePointContext) -> i32 {
+#[raw_tracepoint(tracepoint = "sched_switch")]
+pub(crate) fn vms_sched(_: RawTracePointContext) -> i32 {
     if let Some(slot) = slot() {
         if slot.switches == 0 {
             // Whatever it did before: it is awake now, and says so when it goes idle.
@@ -31,8 +34,8 @@ pub(crate) fn vms_sched(_: BtfTracePointContext) -> i32 {
 }
 
 /// `TP_PROTO(unsigned int state, unsigned int cpu_id)`
-#[btf_tracepoint(function = "cpu_idle")]
-pub(crate) fn vms_idle(ctx: BtfTracePointContext) -> i32 {
+#[raw_tracepoint(tracepoint = "cpu_idle")]
+pub(crate) fn vms_idle(ctx: RawTracePointContext) -> i32 {
     if let Some(slot) = slot() {
         let state: u32 = ctx.arg(0);
         let busy = slot.clock < 0;

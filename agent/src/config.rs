@@ -139,6 +139,8 @@ pub struct Logging {
 /// Whether eBPF programs are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbeMode {
+    /// Attached only while their answer could change the verdict.
+    Auto,
     /// Attached while the agent runs.
     Always,
     /// Never: `/proc` and `/sys` only.
@@ -387,7 +389,7 @@ impl Default for Policy {
                 max_size: 10 << 20,
                 retention: 5,
             },
-            probes: ProbeMode::Always,
+            probes: ProbeMode::Auto,
         }
     }
 }

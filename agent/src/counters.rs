@@ -27,8 +27,35 @@ pub enum Reading<T> {
 pub enum Source {
     /// Our eBPF program.
     Kernel,
+    /// The kernel's plain counters: the program is not attached, or not for long enough.
+    Plain,
     /// `/proc`, `/sys` or netlink, because the program does not run; why.
     Fallback(String),
+}
+
+/// A cumulative signal that two can tell: the kernel's plain counters, which never stop counting, and our program, while it is attached.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Twofold<P, C> {
+    /// The plain counters.
+    pub plain: Reading<P>,
+    /// What the program counted.
+    pub program: Program<C>,
+}
+
+/// What a program counted.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Program<C> {
+    /// It counts.
+    Counts {
+        /// Since it was attached.
+        value: C,
+        /// Which attachment that was: values of different ones have nothing to do with each other.
+        epoch: u64,
+    },
+    /// It is not attached, because its answer could not change the verdict.
+    Away,
+    /// It cannot run; why.
+    Failed(String),
 }
 
 /// A network interface: the index identifies it, the name is for people (names can change).
@@ -40,8 +67,8 @@ pub struct Interface {
     pub name: String,
 }
 
-/// Cumulative traffic of one interface by class; see [`agent_ebpf::NetClass`] for what belongs to which. Where no program tells the
-/// classes apart, all of it is user traffic: the source of the [`Reading`] says so.
+/// Cumulative traffic of one interface by class; see [`agent_ebpf::NetClass`] for what belongs to which. Where nothing tells the
+/// classes apart, all of it is user traffic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NetTotals {
     /// Somebody uses the host, or that cannot be ruled out.
@@ -119,10 +146,10 @@ pub struct PodsSeen {
 pub struct Counters {
     /// When.
     pub at: BootTime,
-    /// Traffic by interface.
-    pub net: Reading<BTreeMap<Interface, NetTotals>>,
+    /// Traffic by interface; the program tells its classes apart.
+    pub net: Twofold<BTreeMap<Interface, Traffic>, BTreeMap<Interface, NetTotals>>,
     /// CPU use.
-    pub cpu: Reading<CpuTotals>,
+    pub cpu: Twofold<CpuTotals, CpuTotals>,
     /// SSH sessions.
     pub ssh: Reading<SshSeen>,
     /// Pods.
@@ -150,6 +177,14 @@ impl Traffic {
     }
 }
 
+impl<P, C> Twofold<P, C> {
+    /// Nobody asked for it.
+    pub const NOT_CONFIGURED: Self = Self {
+        plain: Reading::NotConfigured,
+        program: Program::Away,
+    };
+}
+
 impl<T> Reading<T> {
     /// The value, if it was read.
     pub const fn known(&self) -> Option<&T> {
@@ -164,6 +199,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kernel => f.write_str("eBPF"),
+            Self::Plain => f.write_str("plain counters"),
             Self::Fallback(why) => write!(f, "fallback: {why}"),
         }
     }

@@ -6,10 +6,12 @@ use crate::{
     clock::BootTime,
     config::{Policy, SshDetection},
     counters::{Reading, Source, Traffic},
+    escalate,
     idle::{Brake, Idle, State},
+    probes::{Cost, Family},
     report::{
-        Blocker, ClassRates, Hold, InterfaceRates, Rates, SCHEMA, Signal, SignalSource, SshSession, StateName, Status,
-        Why,
+        Blocker, ClassRates, Hold, InterfaceRates, Programs, Rates, SCHEMA, Signal, SignalSource, SshSession,
+        StateName, Status, Why,
     },
     sample::{Sample, TrafficRates},
     verdict::{Compared, Reason, SignalName, beyond_cap},
@@ -33,10 +35,26 @@ pub struct Snapshot<'a> {
     pub standing: &'a Standing,
     /// When the last sample was taken.
     pub last_check: Option<BootTime>,
+    /// The eBPF programs.
+    pub programs: Vec<FamilyStanding>,
     /// What does not work as it should.
     pub warnings: Vec<String>,
     /// Suspends so far.
     pub suspends: u64,
+}
+
+/// How it stands with the programs of a family.
+pub struct FamilyStanding {
+    /// Which.
+    pub family: Family,
+    /// Whether they are in the kernel; why they cannot be.
+    pub attached: Result<bool, String>,
+    /// Why they are there or not.
+    pub why: escalate::Why,
+    /// Since when.
+    pub since: BootTime,
+    /// What they have cost, if the kernel counts it.
+    pub cost: Option<Cost>,
 }
 
 /// Since when each blocker has stood without a break.
@@ -100,6 +118,7 @@ impl Snapshot<'_> {
                 .map(|sample| rates(sample, self.policy.detection.ssh.as_ref(), now))
                 .unwrap_or_default(),
             signals: self.sample.map(signals).unwrap_or_default(),
+            programs: self.programs.iter().map(|standing| programs(standing, now)).collect(),
             warnings: self.warnings.clone(),
             suspends: self.suspends,
         }
@@ -316,6 +335,30 @@ fn blocker(signal: &str) -> Blocker {
     }
 }
 
+fn programs(standing: &FamilyStanding, now: BootTime) -> Programs {
+    let FamilyStanding {
+        family,
+        attached,
+        why,
+        since,
+        cost,
+    } = standing;
+    let signal = match family {
+        Family::Net => SignalName::Network,
+        Family::Ssh => SignalName::Ssh,
+        Family::Sched => SignalName::Cpu,
+    };
+    Programs {
+        signal: signal.to_string(),
+        names: family.programs().iter().map(|name| (*name).to_owned()).collect(),
+        attached: *attached == Ok(true),
+        why: attached.as_ref().map_or_else(String::clone, |_| why.to_string()),
+        for_s: attached.is_ok().then(|| seconds(now.since(*since))),
+        runs: cost.map(|cost| cost.runs),
+        run_time_s: cost.map(|cost| cost.time.as_secs_f64()),
+    }
+}
+
 fn class_rates(rates: &TrafficRates, total: &Traffic) -> ClassRates {
     ClassRates {
         rx_bytes_per_s: rates.rx_bytes_per_sec,
@@ -382,6 +425,9 @@ fn signal<T>(name: SignalName, reading: &Reading<T>) -> Signal {
         Reading::Known {
             source: Source::Kernel, ..
         } => (SignalSource::Kernel, None),
+        Reading::Known {
+            source: Source::Plain, ..
+        } => (SignalSource::Plain, None),
         Reading::Known {
             source: Source::Fallback(why),
             ..

@@ -20,11 +20,13 @@ use crate::{
     clock::BootTime,
     config::{Loaded, Policy},
     control::{Call, RefusalCode, Request, Response},
-    documents::{Snapshot, Standing},
+    documents::{FamilyStanding, Snapshot, Standing},
+    escalate::{self, Escalation},
     events::{Event, Sources, SourcesError},
     history::History,
     idle::{Action, Event as IdleEvent, Finding, Hold, Idle, Settings, State},
     keeper::Keeper,
+    probes::Family,
     report::Why,
     sample::Sample,
     sensors::Sensors,
@@ -75,6 +77,8 @@ pub struct Driver {
     standing: Standing,
     next_sample: BootTime,
     keeper: Keeper,
+    escalation: Escalation,
+    started: BootTime,
     /// Complaint of the last reload.
     reload_failed: Option<String>,
     suspends: u64,
@@ -111,6 +115,8 @@ impl Driver {
             standing: Standing::default(),
             next_sample: now,
             keeper,
+            escalation: Escalation::new(now),
+            started: now,
             reload_failed: None,
             suspends: 0,
             slept: suspended_so_far(),
@@ -167,7 +173,29 @@ impl Driver {
         let sample = self.history.add(reading, self.sample_every());
         self.sample = Some(sample);
         self.judge(begun, begun);
+        let begun = self.escalate(begun);
         self.schedule_sample(begun);
+    }
+
+    /// Attaches the programs whose answer could change the verdict, and no others. When the last reading was taken: if programs were
+    /// attached it is a new one, so that the next sample can be theirs.
+    fn escalate(&mut self, now: BootTime) -> BootTime {
+        let sample = self.sample.as_ref();
+        let state = self.idle.state();
+        let changes = self
+            .escalation
+            .step(sample, &self.reasons, state, &self.parts.policy, now);
+        for (family, attach) in &changes {
+            self.sensors.set_attached(*family, *attach);
+            tracing::debug!(?family, attach, "eBPF programs attached or taken out");
+        }
+        if !changes.iter().any(|(_, attach)| *attach) {
+            return now;
+        }
+        let reading = self.sensors.read();
+        let now = reading.at;
+        self.history.replace_newest(reading);
+        now
     }
 
     /// Judges the current sample and tells the idle machine.
@@ -382,6 +410,7 @@ impl Driver {
                 let before = std::mem::replace(&mut self.parts.policy, loaded.policy);
                 if !self.sensors.reconfigure(&before, &self.parts.policy) {
                     self.sources.watch(&self.sensors);
+                    self.escalation = Escalation::new(now);
                 }
                 self.history = History::default();
                 self.sample = None;
@@ -407,9 +436,25 @@ impl Driver {
             reasons: &self.reasons,
             standing: &self.standing,
             last_check: self.sample.as_ref().map(|sample| sample.at),
+            programs: self.programs(),
             warnings: self.parts.warnings.iter().chain(&self.reload_failed).cloned().collect(),
             suspends: self.suspends,
         }
+    }
+
+    fn programs(&self) -> Vec<FamilyStanding> {
+        let ssh = (Family::Ssh, escalate::Why::Always, self.started);
+        let standing = |(family, why, since)| FamilyStanding {
+            family,
+            attached: self.sensors.attached(family).map_err(str::to_owned),
+            why,
+            since,
+            cost: self.sensors.cost(family),
+        };
+        std::iter::once(ssh)
+            .chain(self.escalation.standing())
+            .map(standing)
+            .collect()
     }
 
     fn save(&mut self, now: BootTime) {

@@ -29,6 +29,13 @@ impl History {
         sample
     }
 
+    /// Puts a reading in the place of the newest one: programs that were attached since then count from here on, and a sample should begin
+    /// here, not a window later.
+    pub fn replace_newest(&mut self, reading: Counters) {
+        self.0.pop_back();
+        self.0.push_back(reading);
+    }
+
     /// Whether there have been two readings, which is what rates take.
     pub fn has_rates(&self) -> bool {
         self.0.len() >= 2
@@ -40,7 +47,7 @@ mod tests {
     use super::*;
     use crate::{
         clock::BootTime,
-        counters::{CpuTotals, Reading, Source},
+        counters::{CpuTotals, Reading, Source, Twofold},
     };
 
     fn reading(at: u64) -> Counters {
@@ -50,10 +57,13 @@ mod tests {
         };
         Counters {
             at: BootTime(Duration::from_secs(at)),
-            net: Reading::NotConfigured,
-            cpu: Reading::Known {
-                value: cpu,
-                source: Source::Kernel,
+            net: Twofold::NOT_CONFIGURED,
+            cpu: Twofold {
+                plain: Reading::Known {
+                    value: cpu,
+                    source: Source::Plain,
+                },
+                ..Twofold::NOT_CONFIGURED
             },
             ssh: Reading::NotConfigured,
             pods: Reading::NotConfigured,

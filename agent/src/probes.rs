@@ -10,7 +10,7 @@ mod net;
 mod sched;
 mod ssh;
 
-use std::{collections::BTreeMap, error::Error, fs, os::fd::BorrowedFd, path::Path};
+use std::{collections::BTreeMap, error::Error, fs, os::fd::BorrowedFd, path::Path, time::Duration};
 
 use agent_ebpf::{SSH_PORTS, SshCounters, SshRecord};
 use aya::{
@@ -63,6 +63,27 @@ pub enum Family {
     Sched,
 }
 
+impl Family {
+    /// Names of its programs, as `bpftool prog show` has them.
+    #[must_use]
+    pub const fn programs(self) -> &'static [&'static str] {
+        match self {
+            Self::Net => &["vms_net_rx", "vms_net_tx"],
+            Self::Ssh => &["vms_ssh", "vms_ssh_fork"],
+            Self::Sched => &["vms_idle", "vms_sched"],
+        }
+    }
+}
+
+/// What running programs has cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Times they ran.
+    pub runs: u64,
+    /// Time they ran for.
+    pub time: Duration,
+}
+
 /// Direction of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
@@ -95,10 +116,10 @@ impl Probes {
     pub fn load(ssh_ports: &[u16], mode: ProbeMode) -> Self {
         let families = match (mode, PROGRAMS) {
             (ProbeMode::Off, _) => Err("switched off (`probes = \"off\"`)".into()),
-            (ProbeMode::Always, None) => {
+            (ProbeMode::Auto | ProbeMode::Always, None) => {
                 Err("built without eBPF programs: run `cargo xtask build-ebpf`, then build again".into())
             }
-            (ProbeMode::Always, Some(programs)) => Families::load(programs, ssh_ports),
+            (ProbeMode::Auto | ProbeMode::Always, Some(programs)) => Families::load(programs, ssh_ports),
         };
         give_memory_back();
         Self {
@@ -107,7 +128,7 @@ impl Probes {
         }
     }
 
-    /// Whether a family runs.
+    /// Whether a family can run: it does, or it was taken out by [`Self::detach`].
     ///
     /// # Errors
     /// Why not, in one line.
@@ -121,13 +142,103 @@ impl Probes {
         .map_err(String::as_str)
     }
 
-    /// Attaches to interfaces that are not attached to yet and leaves those no longer wanted. A fresh attachment counts from 0; so does
-    /// one that somebody had detached. An interface that cannot be attached to says why in [`Self::net`], and is tried again here.
-    pub fn sync_interfaces(&mut self, wanted: &[Interface]) {
-        self.wanted = wanted.to_vec();
-        if let Ok(Families { net: Ok(net), ebpf, .. }) = &mut self.families {
-            net.sync(ebpf, wanted);
+    /// Whether the programs of a family are in the kernel.
+    #[must_use]
+    pub fn attached(&self, family: Family) -> bool {
+        let Ok(families) = &self.families else { return false };
+        match family {
+            Family::Net => families.net.as_ref().is_ok_and(Net::attached),
+            Family::Ssh => families.ssh.is_ok(),
+            Family::Sched => families.sched.as_ref().is_ok_and(Sched::attached),
         }
+    }
+
+    /// Puts the programs of a family back into the kernel, where they count from 0. The ssh family is always there. What cannot be put
+    /// back says why in [`Self::state`] from then on.
+    pub fn attach(&mut self, family: Family) {
+        let Ok(families) = &mut self.families else { return };
+        let ebpf = &mut families.ebpf;
+        match family {
+            Family::Net => {
+                let attached = families.net.as_mut().map(|net| {
+                    net.attach_programs(ebpf)?;
+                    net.sync(ebpf, &self.wanted);
+                    Ok(())
+                });
+                if let Ok(Err(why)) = attached {
+                    families.net = Err(why);
+                }
+            }
+            Family::Ssh => {}
+            Family::Sched => {
+                if let Ok(Err(why)) = families.sched.as_mut().map(|sched| sched.attach(ebpf)) {
+                    families.sched = Err(why);
+                }
+            }
+        }
+    }
+
+    /// Takes the programs of a family out of the kernel; its counters are not told until they are back. The ssh family stays: it runs
+    /// only when a connection changes.
+    pub fn detach(&mut self, family: Family) {
+        let Ok(families) = &mut self.families else { return };
+        match family {
+            Family::Net => {
+                if let Ok(net) = &mut families.net {
+                    net.detach_programs(&mut families.ebpf);
+                }
+            }
+            Family::Ssh => {}
+            Family::Sched => {
+                if let Ok(sched) = &mut families.sched {
+                    sched.detach(&mut families.ebpf);
+                }
+            }
+        }
+    }
+
+    /// Times that the counting of a family began anew: counters of two readings belong together where it is the same.
+    #[must_use]
+    pub fn epoch(&self, family: Family) -> u64 {
+        let Ok(families) = &self.families else { return 0 };
+        match family {
+            Family::Net => families.net.as_ref().map_or(0, Net::epoch),
+            Family::Ssh => 0,
+            Family::Sched => families.sched.as_ref().map_or(0, Sched::epoch),
+        }
+    }
+
+    /// What the programs of a family have cost since they were attached. The kernel counts it only while `kernel.bpf_stats_enabled` is
+    /// 1 (sysctl), and leaves out what it takes to call them: some 50 ns a run. `None`: nothing is attached, or nothing was counted.
+    #[must_use]
+    pub fn cost(&self, family: Family) -> Option<Cost> {
+        let families = self.families.as_ref().ok()?;
+        let cost = family
+            .programs()
+            .iter()
+            .filter_map(|name| families.ebpf.program(name)?.info().ok())
+            .fold(Cost::default(), |sum, info| Cost {
+                runs: sum.runs + info.run_count(),
+                time: sum.time + info.run_time(),
+            });
+        (cost.runs > 0).then_some(cost)
+    }
+
+    /// Attaches to interfaces that are not attached to yet and leaves those no longer wanted. A fresh attachment counts from 0; so does
+    /// one that somebody had detached, which is said by `true`. An interface that cannot be attached to says why in [`Self::net`], and is
+    /// tried again here.
+    pub fn sync_interfaces(&mut self, wanted: &[Interface]) -> bool {
+        self.wanted = wanted.to_vec();
+        match &mut self.families {
+            Ok(Families { net: Ok(net), ebpf, .. }) => net.sync(ebpf, wanted),
+            Ok(_) | Err(_) => false,
+        }
+    }
+
+    /// The interfaces of the last [`Self::sync_interfaces`].
+    #[must_use]
+    pub fn interfaces(&self) -> &[Interface] {
+        &self.wanted
     }
 
     /// Changes what is background traffic, from the next frame on; before the first call nothing is that has a port or needs a protocol.
@@ -235,7 +346,7 @@ impl Families {
         let net = Net::load(&mut ebpf);
         let btf = btf.as_ref().map_err(String::clone);
         let ssh = fields.and_then(|_| Ssh::load(&mut ebpf, btf.clone()?));
-        let sched = btf.and_then(|btf| Sched::load(&mut ebpf, btf));
+        let sched = Sched::load(&mut ebpf);
         // Last: a failure here closes the map, and a program that uses a closed map cannot be loaded any more.
         let log = EbpfLogger::init_with_logger(&mut ebpf, KernelLog)
             .inspect_err(|error| info!(%error, "warnings of the eBPF programs will not be seen"))

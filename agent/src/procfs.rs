@@ -1,4 +1,4 @@
-//! The same totals as [`crate::probes`], from `/proc` and `/sys`, for where a program cannot run.
+//! The kernel's plain counters, from `/proc` and `/sys`: what is known while no program is attached, or where none can run.
 //!
 //! Holds no state and never guesses: what cannot be read is an error, never a zero.
 
@@ -6,17 +6,20 @@ use std::{fs, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::counters::{CpuTotals, Interface, NetTotals, Traffic};
+use crate::counters::{CpuTotals, Interface, Traffic};
 
-/// Busy time of every online CPU from `/proc/stat` (see proc_stat(5)), to the tick: 1/100 s on most machines.
+/// Busy time of every online CPU from `/proc/stat` (see proc_stat(5)), to the tick: 1/100 s on most machines. It can step back by as
+/// much.
 ///
-/// Busy is user, nice, system, irq, softirq and steal. Steal is time in which the CPU had work and the hypervisor ran something else:
-/// a host that waits for its turn is not idle. Guest time is part of user time already. `iowait` is idle time.
+/// Busy is the time awake that was neither `idle` nor `iowait`: those two the kernel measures, while the columns of who used the CPU are
+/// guessed at each tick, which misses what runs between ticks. So it includes steal, time in which the CPU had work and the hypervisor
+/// ran something else: a host that waits for its turn is not idle.
 ///
 /// # Errors
 /// Why `/proc/stat` could not be read or understood.
 pub fn cpu() -> Result<CpuTotals, String> {
     let text = fs::read_to_string("/proc/stat").map_err(|error| format!("read /proc/stat: {error}"))?;
+    let awake = monotonic();
     let hertz = ::procfs::ticks_per_second();
     let mut totals = CpuTotals {
         own: own_cpu_time(),
@@ -30,9 +33,11 @@ pub fn cpu() -> Result<CpuTotals, String> {
         if key == "ctxt" {
             switches = values.trim().parse().ok();
         } else if let Some(number) = key.strip_prefix("cpu").filter(|number| !number.is_empty()) {
-            let busy = number.parse().ok().zip(busy_ticks(values));
+            let busy = number.parse().ok().zip(idle_ticks(values));
             let (number, ticks) = busy.ok_or_else(|| format!("/proc/stat has a line unlike proc_stat(5): {line:?}"))?;
-            totals.busy.insert(number, ticks_long(ticks, hertz));
+            totals
+                .busy
+                .insert(number, awake.saturating_sub(ticks_long(ticks, hertz)));
         }
     }
     totals.switches = switches.ok_or("/proc/stat has no context switches (`ctxt`)")?;
@@ -43,11 +48,11 @@ pub fn cpu() -> Result<CpuTotals, String> {
 }
 
 /// Traffic of an interface from `/sys/class/net/IF/statistics`. What counts as a byte is up to its driver: usually the frame without its
-/// check sequence. It tells no classes: in doubt all of it is user traffic.
+/// check sequence.
 ///
 /// # Errors
 /// Why it could not be read.
-pub fn net(interface: &Interface) -> Result<NetTotals, String> {
+pub fn net(interface: &Interface) -> Result<Traffic, String> {
     let read = |counter: &str| {
         let path = format!("/sys/class/net/{}/statistics/{counter}", interface.name);
         let text = fs::read_to_string(&path).map_err(|error| format!("read {path}: {error}"))?;
@@ -55,15 +60,11 @@ pub fn net(interface: &Interface) -> Result<NetTotals, String> {
             .parse::<u64>()
             .map_err(|error| format!("read {path}: {text:?}: {error}"))
     };
-    let user = Traffic {
+    Ok(Traffic {
         rx_bytes: read("rx_bytes")?,
         rx_packets: read("rx_packets")?,
         tx_bytes: read("tx_bytes")?,
         tx_packets: read("tx_packets")?,
-    };
-    Ok(NetTotals {
-        user,
-        ..NetTotals::default()
     })
 }
 
@@ -75,16 +76,17 @@ pub fn own_cpu_time() -> Duration {
     Duration::from(time)
 }
 
+/// Time since boot, without suspends.
+fn monotonic() -> Duration {
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("CLOCK_MONOTONIC exists on every Linux");
+    Duration::from(time)
+}
+
 /// Fields: user nice system idle iowait irq softirq steal guest guest_nice.
-fn busy_ticks(values: &str) -> Option<u64> {
-    let fields: Vec<u64> = values
-        .split_ascii_whitespace()
-        .map(|ticks| ticks.parse().ok())
-        .collect::<Option<_>>()?;
-    let [user, nice, system, _idle, _iowait, irq, softirq, steal, ..] = fields[..] else {
-        return None;
-    };
-    Some(user + nice + system + irq + softirq + steal)
+fn idle_ticks(values: &str) -> Option<u64> {
+    let mut fields = values.split_ascii_whitespace().map(|ticks| ticks.parse::<u64>().ok());
+    let [idle, iowait] = [fields.nth(3)??, fields.next()??];
+    Some(idle + iowait)
 }
 
 fn ticks_long(ticks: u64, hertz: u64) -> Duration {
@@ -97,13 +99,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn busy_is_all_but_idle_and_iowait() {
+    fn idle_is_idle_and_iowait() {
         assert_eq!(
-            busy_ticks(" 1 20 300 4000000 5000000 60000 700000 8000000 9 9"),
-            Some(8_760_321)
+            idle_ticks(" 1 20 300 4000000 5000000 60000 700000 8000000 9 9"),
+            Some(9_000_000)
         );
-        assert_eq!(busy_ticks("1 2 3 4 5 6 7"), None, "steal is missing");
-        assert_eq!(busy_ticks("1 2 3 4 5 6 7 x"), None);
+        assert_eq!(idle_ticks("1 2 3 4"), None, "iowait is missing");
+        assert_eq!(idle_ticks("1 2 3 4 x"), None);
     }
 
     #[test]

@@ -49,6 +49,9 @@ pub struct Status {
     pub rates: Rates,
     /// Where each signal is read.
     pub signals: Vec<Signal>,
+    /// The eBPF programs, by what they count.
+    #[serde(default)]
+    pub programs: Vec<Programs>,
     /// What does not work as it should, in words.
     pub warnings: Vec<String>,
     /// Suspends carried out (in dry-run: that would have been) since the agent started.
@@ -132,7 +135,7 @@ pub struct InterfaceRates {
     pub rx_bytes_per_s: f64,
     /// Bytes sent per second.
     pub tx_bytes_per_s: f64,
-    /// Bytes received since the agent began to count.
+    /// Bytes received since the agent began to count; by plain counters (see [`Signal::source`]), since the interface came.
     pub rx_bytes: u64,
     /// Bytes sent since the agent began to count.
     pub tx_bytes: u64,
@@ -193,7 +196,7 @@ pub struct Signal {
     pub name: String,
     /// How.
     pub source: SignalSource,
-    /// Why, unless `source` is `kernel`.
+    /// Why, unless `source` is `kernel` or `plain`.
     pub detail: Option<String>,
 }
 
@@ -203,12 +206,34 @@ pub struct Signal {
 pub enum SignalSource {
     /// eBPF program.
     Kernel,
+    /// The kernel's plain counters: no program is attached, because its answer could not change the verdict, or it has not been for long
+    /// enough.
+    Plain,
     /// `/proc`, `/sys`, netlink.
     Fallback,
     /// Not readable: counts as busy.
     Unreadable,
     /// Not configured: does not count.
     NotConfigured,
+}
+
+/// eBPF programs that count the same thing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Programs {
+    /// `network`, `ssh`, `cpu`: the signal they serve.
+    pub signal: String,
+    /// Names, as `bpftool prog show` has them.
+    pub names: Vec<String>,
+    /// Whether they are in the kernel.
+    pub attached: bool,
+    /// Why they are, or are not.
+    pub why: String,
+    /// Seconds since they were attached or taken out; absent if they cannot run.
+    pub for_s: Option<f64>,
+    /// Times they ran since they were attached; absent unless the kernel counts it (sysctl `kernel.bpf_stats_enabled`).
+    pub runs: Option<u64>,
+    /// Seconds they ran for; absent likewise.
+    pub run_time_s: Option<f64>,
 }
 
 /// `ctl why`.

@@ -1,5 +1,7 @@
 //! Two readings and the time between them, turned into rates. Pure: no clock, no file, no threshold.
 //!
+//! Of a signal that two can tell, the program is believed if it counted for the whole time between the readings, else the plain counters.
+//!
 //! A counter that is smaller than before, or a CPU without an earlier value, has a new baseline: its rate is unknown for this one sample,
 //! which keeps the host awake for it and no longer.
 
@@ -7,7 +9,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     clock::BootTime,
-    counters::{Counters, CpuTotals, Interface, NetTotals, PodsSeen, Reading, SshSeen, Traffic},
+    counters::{
+        Counters, CpuTotals, Interface, NetTotals, PodsSeen, Program, Reading, Source, SshSeen, Traffic, Twofold,
+    },
 };
 
 /// What happened between two readings.
@@ -93,8 +97,8 @@ impl Sample {
         Self {
             at: after.at,
             over,
-            net: rates(&before.net, &after.net, over, net_rates),
-            cpu: rates(&before.cpu, &after.cpu, over, cpu_use),
+            net: either(&before.net, &after.net, over, traffic_rates, net_rates),
+            cpu: either(&before.cpu, &after.cpu, over, cpu_use, cpu_use),
             ssh: after.ssh.clone(),
             pods: after.pods.clone(),
         }
@@ -105,8 +109,8 @@ impl Sample {
         Self {
             at: reading.at,
             over: Duration::ZERO,
-            net: unknown_rate(&reading.net),
-            cpu: unknown_rate(&reading.cpu),
+            net: unknown_rate(&reading.net.plain),
+            cpu: unknown_rate(&reading.cpu.plain),
             ssh: reading.ssh.clone(),
             pods: reading.pods.clone(),
         }
@@ -123,10 +127,49 @@ fn unknown_rate<C, R>(reading: &Reading<C>) -> Reading<R> {
     }
 }
 
+/// What the program tells, if it counted all the time; else what the plain counters do.
+fn either<P, C, R>(
+    before: &Twofold<P, C>,
+    after: &Twofold<P, C>,
+    over: Duration,
+    plain_rate: fn(&P, &P, Duration) -> Result<R, String>,
+    program_rate: fn(&C, &C, Duration) -> Result<R, String>,
+) -> Reading<R> {
+    if matches!(after.plain, Reading::NotConfigured) {
+        return Reading::NotConfigured;
+    }
+    match (&before.program, &after.program) {
+        (
+            Program::Counts {
+                value: before,
+                epoch: first,
+            },
+            Program::Counts {
+                value: after,
+                epoch: second,
+            },
+        ) if first == second && !over.is_zero() => match program_rate(before, after, over) {
+            Ok(value) => Reading::Known {
+                value,
+                source: Source::Kernel,
+            },
+            Err(why) => Reading::Unreadable(why),
+        },
+        (_, Program::Counts { .. } | Program::Away) => {
+            rates(&before.plain, &after.plain, over, &Source::Plain, plain_rate)
+        }
+        (_, Program::Failed(why)) => {
+            let source = Source::Fallback(why.clone());
+            rates(&before.plain, &after.plain, over, &source, plain_rate)
+        }
+    }
+}
+
 fn rates<C, R>(
     before: &Reading<C>,
     after: &Reading<C>,
     over: Duration,
+    source: &Source,
     rate: fn(&C, &C, Duration) -> Result<R, String>,
 ) -> Reading<R> {
     match (before, after) {
@@ -138,7 +181,7 @@ fn rates<C, R>(
         (Reading::Known { .. }, Reading::Known { .. }) if over.is_zero() => {
             Reading::Unreadable("no time passed between two readings".into())
         }
-        (Reading::Known { value: before, .. }, Reading::Known { value: after, source }) => {
+        (Reading::Known { value: before, .. }, Reading::Known { value: after, .. }) => {
             match rate(before, after, over) {
                 Ok(value) => Reading::Known {
                     value,
@@ -148,6 +191,25 @@ fn rates<C, R>(
             }
         }
     }
+}
+
+/// Plain counters tell no classes: in doubt all of it is user traffic.
+fn traffic_rates(
+    before: &BTreeMap<Interface, Traffic>,
+    after: &BTreeMap<Interface, Traffic>,
+    over: Duration,
+) -> Result<BTreeMap<Interface, NetRates>, String> {
+    let as_user = |traffic: &BTreeMap<Interface, Traffic>| {
+        let user = |(interface, user): (&Interface, &Traffic)| {
+            let totals = NetTotals {
+                user: *user,
+                ..NetTotals::default()
+            };
+            (interface.clone(), totals)
+        };
+        traffic.iter().map(user).collect()
+    };
+    net_rates(&as_user(before), &as_user(after), over)
 }
 
 fn net_rates(
@@ -184,6 +246,9 @@ fn net_rates(
         .collect()
 }
 
+/// Plain busy time may step back by a tick; see [`crate::procfs::cpu`]. The slowest ticks are 10 ms long.
+const TICK: Duration = Duration::from_millis(10);
+
 fn cpu_use(before: &CpuTotals, after: &CpuTotals, over: Duration) -> Result<CpuUse, String> {
     if after.busy.is_empty() {
         return Err("no CPU is listed as online".into());
@@ -195,9 +260,10 @@ fn cpu_use(before: &CpuTotals, after: &CpuTotals, over: Duration) -> Result<CpuU
             .busy
             .get(&cpu)
             .ok_or_else(|| format!("CPU {cpu} came online: new baseline"))?;
-        let spent = now
-            .checked_sub(*start)
-            .ok_or_else(|| format!("busy time of CPU {cpu} went backwards: new baseline"))?;
+        if now + TICK < *start {
+            return Err(format!("busy time of CPU {cpu} went backwards: new baseline"));
+        }
+        let spent = now.saturating_sub(*start);
         busy += spent;
         by_cpu.insert(cpu, percent(spent, over));
     }
@@ -227,12 +293,22 @@ fn percent(part: Duration, whole: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::counters::Source;
 
-    fn known<T>(value: T) -> Reading<T> {
+    fn plain<T>(value: T) -> Reading<T> {
         Reading::Known {
             value,
-            source: Source::Kernel,
+            source: Source::Plain,
+        }
+    }
+
+    fn counts<T>(value: T) -> Program<T> {
+        Program::Counts { value, epoch: 1 }
+    }
+
+    fn counted<P, C>(signal: &mut Twofold<P, C>) -> &mut C {
+        match &mut signal.program {
+            Program::Counts { value, .. } => value,
+            Program::Away | Program::Failed(_) => panic!("the program counts"),
         }
     }
 
@@ -253,18 +329,25 @@ mod tests {
             },
             ..NetTotals::default()
         };
+        let cpu = CpuTotals {
+            busy: [
+                (0, Duration::from_millis(busy_ms[0])),
+                (1, Duration::from_millis(busy_ms[1])),
+            ]
+            .into(),
+            switches: at * 10,
+            own: Duration::from_millis(own_ms),
+        };
         Counters {
             at: BootTime(Duration::from_secs(at)),
-            net: known([(eth0, totals)].into()),
-            cpu: known(CpuTotals {
-                busy: [
-                    (0, Duration::from_millis(busy_ms[0])),
-                    (1, Duration::from_millis(busy_ms[1])),
-                ]
-                .into(),
-                switches: at * 10,
-                own: Duration::from_millis(own_ms),
-            }),
+            net: Twofold {
+                plain: plain([(eth0.clone(), totals.all())].into()),
+                program: counts([(eth0, totals)].into()),
+            },
+            cpu: Twofold {
+                plain: plain(cpu.clone()),
+                program: counts(cpu),
+            },
             ssh: Reading::NotConfigured,
             pods: Reading::NotConfigured,
         }
@@ -294,9 +377,9 @@ mod tests {
     #[test]
     fn e3_a_counter_that_goes_backwards_is_unknown_for_one_sample() {
         let (high, low, next) = (
-            reading(1, 900, 0, [9, 9], 0),
-            reading(2, 10, 0, [1, 1], 0),
-            reading(3, 20, 0, [2, 2], 0),
+            reading(1, 900, 0, [90, 90], 0),
+            reading(2, 10, 0, [10, 10], 0),
+            reading(3, 20, 0, [20, 20], 0),
         );
         let restarted = Sample::between(&high, &low);
         assert!(
@@ -318,10 +401,7 @@ mod tests {
     fn e4_a_cpu_that_comes_online_is_a_new_baseline_and_one_that_leaves_is_dropped() {
         let both = reading(1, 0, 0, [10, 10], 0);
         let mut one = reading(2, 0, 0, [20, 0], 0);
-        let Reading::Known { value, .. } = &mut one.cpu else {
-            unreachable!()
-        };
-        value.busy.remove(&1);
+        counted(&mut one.cpu).busy.remove(&1);
         assert_eq!(Sample::between(&both, &one).cpu.known().unwrap().by_cpu.len(), 1);
         assert!(matches!(
             Sample::between(&one, &reading(3, 0, 0, [30, 0], 0)).cpu,
@@ -333,14 +413,11 @@ mod tests {
     fn an_interface_that_appears_counts_from_zero() {
         let before = reading(1, 0, 0, [0, 0], 0);
         let mut after = reading(2, 0, 0, [0, 0], 0);
-        let Reading::Known { value, .. } = &mut after.net else {
-            unreachable!()
-        };
         let new = Interface {
             index: 7,
             name: "eth1".into(),
         };
-        value.insert(
+        counted(&mut after.net).insert(
             new.clone(),
             NetTotals {
                 user: Traffic {
@@ -357,7 +434,10 @@ mod tests {
     #[test]
     fn e7_no_interface_is_unreadable_never_zero() {
         let mut bare = reading(2, 0, 0, [0, 0], 0);
-        bare.net = known(BTreeMap::new());
+        bare.net = Twofold {
+            plain: plain(BTreeMap::new()),
+            program: counts(BTreeMap::new()),
+        };
         assert!(matches!(
             Sample::between(&reading(1, 0, 0, [0, 0], 0), &bare).net,
             Reading::Unreadable(_)
@@ -373,11 +453,52 @@ mod tests {
             "no time passed"
         );
         let mut lost = reading(2, 0, 0, [0, 0], 0);
-        lost.cpu = Reading::Unreadable("gone".into());
+        lost.cpu = Twofold {
+            plain: Reading::Unreadable("gone".into()),
+            program: Program::Away,
+        };
         assert_eq!(Sample::between(&good, &lost).cpu, Reading::Unreadable("gone".into()));
         assert!(matches!(
             Sample::between(&lost, &reading(3, 0, 0, [0, 0], 0)).cpu,
             Reading::Unreadable(_)
         ));
+    }
+
+    #[test]
+    fn the_program_is_believed_only_if_it_counted_all_the_time() {
+        let source = |before: &Counters, after: &Counters| match Sample::between(before, after).net {
+            Reading::Known { value, source } => (value.into_values().next().unwrap().user.rx_bytes_per_sec, source),
+            other => panic!("{other:?}"),
+        };
+        let before = reading(100, 1000, 100, [0, 0], 0);
+        let after = reading(110, 2000, 200, [0, 0], 0);
+        assert_eq!(source(&before, &after), (100.0, Source::Kernel));
+
+        let mut again = after.clone();
+        again.net.program = Program::Counts {
+            value: counted(&mut again.net).clone(),
+            epoch: 2,
+        };
+        assert_eq!(
+            source(&before, &again),
+            (100.0, Source::Plain),
+            "attached anew meanwhile"
+        );
+
+        let mut away = before.clone();
+        away.net.program = Program::Away;
+        assert_eq!(source(&away, &after), (100.0, Source::Plain), "attached meanwhile");
+        away = after.clone();
+        away.net.program = Program::Away;
+        assert_eq!(source(&before, &away), (100.0, Source::Plain), "taken out meanwhile");
+        away.net.program = Program::Failed("no BTF".into());
+        assert_eq!(source(&before, &away), (100.0, Source::Fallback("no BTF".into())));
+    }
+
+    #[test]
+    fn a_step_back_of_a_tick_is_no_new_baseline() {
+        let (high, low) = (reading(1, 0, 0, [15, 15], 0), reading(2, 0, 0, [10, 15], 0));
+        let sample = Sample::between(&high, &low);
+        assert!(sample.cpu.known().unwrap().percent.abs() < 1e-9, "{sample:?}");
     }
 }

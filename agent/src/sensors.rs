@@ -1,4 +1,5 @@
-//! All sensors behind one `read`: for each signal the eBPF program where it runs, else its substitute, flagged, else "unreadable".
+//! All sensors behind one `read`: for each signal the plain counters and what the eBPF program counts, its failure flagged, else
+//! "unreadable".
 //!
 //! Owns the probes and the SSH session tracker. Never judges what it reads.
 
@@ -7,10 +8,10 @@ use std::{collections::BTreeMap, os::fd::BorrowedFd};
 use crate::{
     clock::BootTime,
     config::{Detection, Policy},
-    counters::{Counters, CpuTotals, Interface, NetTotals, Reading, Source, SshSeen},
+    counters::{Counters, CpuTotals, Interface, NetTotals, Program, Reading, Source, SshSeen, Traffic, Twofold},
     interfaces,
     pods::Pods,
-    probes::{Family, Probes},
+    probes::{Cost, Family, Probes},
     procfs,
     sessions::{Noticed, Sessions},
 };
@@ -25,7 +26,7 @@ pub struct Sensors {
     detection: Detection,
     /// Kernel records of SSH connections that were lost so far.
     ssh_lost: u64,
-    /// Why the list of interfaces could not be read.
+    /// Why the traffic of this moment is not known.
     blind: Option<String>,
 }
 
@@ -81,11 +82,33 @@ impl Sensors {
     pub fn links_changed(&mut self) {
         match interfaces::select(&self.detection.interfaces) {
             Ok(wanted) => {
-                self.probes.sync_interfaces(&wanted);
-                self.blind = None;
+                let disturbed = self.probes.sync_interfaces(&wanted);
+                self.blind = disturbed.then(|| "somebody had detached the programs; they are attached again".into());
             }
             Err(error) => self.blind = Some(format!("cannot list the network interfaces: {error}")),
         }
+    }
+
+    /// Attaches the programs of a family, or takes them out of the kernel.
+    pub fn set_attached(&mut self, family: Family, wanted: bool) {
+        if wanted {
+            self.probes.attach(family);
+        } else {
+            self.probes.detach(family);
+        }
+    }
+
+    /// Whether the programs of a family are in the kernel.
+    ///
+    /// # Errors
+    /// Why they cannot be.
+    pub fn attached(&self, family: Family) -> Result<bool, &str> {
+        self.probes.state(family).map(|()| self.probes.attached(family))
+    }
+
+    /// See [`Probes::cost`].
+    pub fn cost(&self, family: Family) -> Option<Cost> {
+        self.probes.cost(family)
     }
 
     /// Reads everything.
@@ -165,48 +188,66 @@ impl Sensors {
         self.sessions.as_ref().is_some_and(Sessions::undecided)
     }
 
-    fn net(&self) -> Reading<BTreeMap<Interface, NetTotals>> {
+    fn net(&self) -> Twofold<BTreeMap<Interface, Traffic>, BTreeMap<Interface, NetTotals>> {
         if self.detection.network_bytes_per_sec.is_none() {
-            return Reading::NotConfigured;
+            return Twofold::NOT_CONFIGURED;
         }
         if let Some(why) = &self.blind {
-            return Reading::Unreadable(why.clone());
+            return Twofold {
+                plain: Reading::Unreadable(why.clone()),
+                program: Program::Away,
+            };
         }
-        let mut totals = BTreeMap::new();
-        let mut source = Source::Kernel;
-        for (interface, counted) in self.probes.net() {
-            let value = counted.or_else(|why| {
-                source = Source::Fallback(why);
-                procfs::net(&interface)
-            });
-            match value {
-                Ok(value) => drop(totals.insert(interface, value)),
-                Err(why) => return Reading::Unreadable(why),
-            }
+        let interfaces = self.probes.interfaces().iter();
+        let plain = interfaces
+            .map(|interface| Ok((interface.clone(), procfs::net(interface)?)))
+            .collect();
+        let counted = self.probes.net().into_iter();
+        let program = self.program(Family::Net, || {
+            counted.map(|(interface, totals)| Ok((interface, totals?))).collect()
+        });
+        Twofold {
+            plain: plainly(plain),
+            program,
         }
-        Reading::Known { value: totals, source }
     }
 
-    fn cpu(&self) -> Reading<CpuTotals> {
+    fn cpu(&self) -> Twofold<CpuTotals, CpuTotals> {
         if self.detection.cpu_percent.is_none() {
-            return Reading::NotConfigured;
+            return Twofold::NOT_CONFIGURED;
         }
-        match self.probes.cpu() {
-            Ok(value) => Reading::Known {
-                value,
-                source: Source::Kernel,
-            },
-            Err(why) => match procfs::cpu() {
-                Ok(value) => Reading::Known {
+        Twofold {
+            plain: plainly(procfs::cpu()),
+            program: self.program(Family::Sched, || self.probes.cpu()),
+        }
+    }
+
+    /// What the programs of a family counted, if they are there.
+    fn program<T>(&self, family: Family, read: impl FnOnce() -> Result<T, String>) -> Program<T> {
+        match self.attached(family) {
+            Err(why) => Program::Failed(why.to_owned()),
+            Ok(false) => Program::Away,
+            Ok(true) => match read() {
+                Err(why) => Program::Failed(why),
+                Ok(value) => Program::Counts {
                     value,
-                    source: Source::Fallback(why),
+                    epoch: self.probes.epoch(family),
                 },
-                Err(why) => Reading::Unreadable(why),
             },
         }
     }
 
     fn pods(&self) -> Reading<crate::counters::PodsSeen> {
         self.pods.read()
+    }
+}
+
+fn plainly<T>(read: Result<T, String>) -> Reading<T> {
+    match read {
+        Err(why) => Reading::Unreadable(why),
+        Ok(value) => Reading::Known {
+            value,
+            source: Source::Plain,
+        },
     }
 }

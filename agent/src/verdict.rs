@@ -136,7 +136,7 @@ fn network(sample: &Sample, detection: &Detection, reasons: &mut Vec<Reason>) {
             source: Source::Kernel, ..
         } => Compared::User,
         Reading::Known {
-            source: Source::Fallback(_),
+            source: Source::Plain | Source::Fallback(_),
             ..
         }
         | Reading::Unreadable(_)
@@ -366,7 +366,7 @@ mod tests {
         let Reading::Known { source, .. } = &mut sample.net else {
             unreachable!()
         };
-        *source = Source::Fallback("no BTF".into());
+        *source = Source::Plain;
         assert_eq!(said(&sample), "2000 B/s on eth0, above 1024 B/s");
     }
 

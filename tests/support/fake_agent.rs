@@ -168,6 +168,7 @@ pub(crate) fn status() -> Status {
             ..Rates::default()
         },
         signals: Vec::new(),
+        programs: Vec::new(),
         warnings: Vec::new(),
         suspends: 0,
     }

@@ -84,6 +84,7 @@ pub(super) fn policy(
             .map_or(default.prevent_sleep_labels, |labels| check.labels(labels)),
         logging: check.logging(file.logging),
         probes: match check.any(Setting::Probes, general.probes).good() {
+            Some(Probes::Auto) => ProbeMode::Auto,
             Some(Probes::Always) => ProbeMode::Always,
             Some(Probes::Off) => ProbeMode::Off,
             None => default.probes,

@@ -109,7 +109,8 @@ pub fn explain(policy: &Policy) -> String {
         logging.retention,
     ));
     lines.push(match probes {
-        ProbeMode::Always => "eBPF programs: used".into(),
+        ProbeMode::Auto => "eBPF programs: attached while their answer could change the verdict".into(),
+        ProbeMode::Always => "eBPF programs: always attached".into(),
         ProbeMode::Off => "eBPF programs: never, /proc and /sys only".into(),
     });
     lines.join("\n")

@@ -175,7 +175,7 @@ impl Setting {
                     "a duration in quotes, \"0s\" to \"1d\", such as \"10m\"",
                 ],
             ),
-            Self::Probes => toml_only("general", "probes", "\"always\" or \"off\""),
+            Self::Probes => toml_only("general", "probes", "\"auto\", \"always\" or \"off\""),
             Self::CheckPods => switch("activity_detection", "check_pods"),
             Self::CheckCpu => switch("activity_detection", "check_cpu"),
             Self::CpuThreshold => Row {

@@ -231,6 +231,8 @@ fn size_with_unit(text: &str) -> Option<u64> {
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
 pub(super) enum Probes {
+    /// Attached only while their answer could change the verdict.
+    Auto,
     /// Attached while the agent runs.
     Always,
     /// Never: /proc and /sys only.

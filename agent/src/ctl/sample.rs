@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::report::{
-    Blocker, ClassRates, Hold, InterfaceRates, Rates, SCHEMA, Signal, SignalSource, SshSession, StateName, Status, Why,
+    Blocker, ClassRates, Hold, InterfaceRates, Programs, Rates, SCHEMA, Signal, SignalSource, SshSession, StateName,
+    Status, Why,
 };
 
 pub(super) fn status() -> Status {
@@ -80,8 +81,33 @@ pub(super) fn status() -> Status {
             signal("ssh", SignalSource::Fallback, Some("no BTF")),
             signal("pods", SignalSource::NotConfigured, Some("not configured")),
         ],
+        programs: vec![
+            Programs {
+                for_s: Some(725.0),
+                runs: Some(2000),
+                run_time_s: Some(0.001_25),
+                ..programs("network", true, "the host is quiet")
+            },
+            Programs {
+                for_s: Some(3.0),
+                ..programs("cpu", false, "the host is busy")
+            },
+            programs("ssh", false, "no BTF"),
+        ],
         warnings: vec!["power.log cannot be written".into()],
         suspends: 2,
+    }
+}
+
+fn programs(signal: &str, attached: bool, why: &str) -> Programs {
+    Programs {
+        signal: signal.into(),
+        names: Vec::new(),
+        attached,
+        why: why.into(),
+        for_s: None,
+        runs: None,
+        run_time_s: None,
     }
 }
 

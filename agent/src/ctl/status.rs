@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     printable::printable,
-    report::{Blocker, ClassRates, InterfaceRates, Signal, SignalSource, StateName, Status},
+    report::{Blocker, ClassRates, InterfaceRates, Programs, Signal, SignalSource, StateName, Status},
 };
 
 /// Width of the column of labels.
@@ -24,6 +24,7 @@ pub(super) fn view(status: &Status, paint: Paint) -> Vec<String> {
     lines.extend(labelled("network", network(status)));
     lines.extend(labelled("ssh", ssh(status)));
     lines.extend(labelled("signals", status.signals.iter().map(signal)));
+    lines.extend(labelled("programs", status.programs.iter().map(programs)));
     lines.extend(labelled("last check", [last_check(status)]));
     if !status.blockers.is_empty() {
         let awake = status
@@ -223,6 +224,7 @@ pub(super) fn ssh(status: &Status) -> Vec<String> {
 fn signal(signal: &Signal) -> String {
     let source = match signal.source {
         SignalSource::Kernel => "eBPF",
+        SignalSource::Plain => "plain counters",
         SignalSource::Fallback => "fallback",
         SignalSource::Unreadable => "unreadable, so taken as busy",
         SignalSource::NotConfigured => "not configured",
@@ -231,9 +233,29 @@ fn signal(signal: &Signal) -> String {
         (Some(detail), SignalSource::Kernel | SignalSource::Fallback | SignalSource::Unreadable) => {
             format!(": {}", printable(detail))
         }
-        (Some(_), SignalSource::NotConfigured) | (None, _) => String::new(),
+        (Some(_), SignalSource::Plain | SignalSource::NotConfigured) | (None, _) => String::new(),
     };
     format!("{:8} {source}{detail}", printable(&signal.name))
+}
+
+/// Whether programs are attached, since when and why, and what they have cost.
+fn programs(programs: &Programs) -> String {
+    let standing = match (programs.attached, programs.for_s) {
+        (true, Some(length)) => format!("attached for {}", duration(length)),
+        (false, Some(length)) => format!("not attached for {}", duration(length)),
+        (_, None) => "cannot run".into(),
+    };
+    let cost = programs
+        .runs
+        .zip(programs.run_time_s)
+        .map_or(String::new(), |(runs, time)| {
+            format!("; ran {runs} times, {:.3} ms in all", time * 1000.0)
+        });
+    format!(
+        "{:8} {standing}: {}{cost}",
+        printable(&programs.signal),
+        printable(&programs.why)
+    )
 }
 
 fn last_check(status: &Status) -> String {
@@ -286,6 +308,9 @@ ssh         2 sessions open, 5 logins seen
 signals     network  eBPF
             ssh      fallback: no BTF
             pods     not configured
+programs    network  attached for 12 min 5 s: the host is quiet; ran 2000 times, 1.250 ms in all
+            cpu      not attached for 3 s: the host is busy
+            ssh      cannot run: no BTF
 last check  3 s ago
 kept awake  ssh: session of alice (for 9 min)
 warnings    power.log cannot be written";

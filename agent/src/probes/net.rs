@@ -46,6 +46,9 @@ pub(super) struct Net {
     cidr6: LpmTrie<MapData, [u8; 16], u32>,
     /// By index of the interface.
     ports: BTreeMap<u32, Port>,
+    /// How often counting began anew: at each load, and where somebody had detached the programs.
+    epoch: u64,
+    loaded: bool,
 }
 
 pub(super) struct Port {
@@ -65,26 +68,68 @@ pub(super) enum Attachment {
 }
 
 impl Net {
+    /// With the programs in the kernel, on no interface yet.
     pub(super) fn load(ebpf: &mut Ebpf) -> Result<Self, String> {
-        for (name, _) in NET_PROGRAMS {
-            classifier(ebpf, name)?.load().map_err(|error| {
-                reason(
-                    &format!("load {name} (needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)"),
-                    &error,
-                )
-            })?;
-        }
-        Ok(Self {
+        let mut net = Self {
             counters: take(ebpf, "VMS_NET")?,
             rules: take(ebpf, "VMS_NET_RULES")?,
             told: BTreeMap::new(),
             cidr4: take(ebpf, "VMS_NET_CIDR4")?,
             cidr6: take(ebpf, "VMS_NET_CIDR6")?,
             ports: BTreeMap::new(),
-        })
+            epoch: 0,
+            loaded: false,
+        };
+        net.attach_programs(ebpf)?;
+        Ok(net)
     }
 
-    pub(super) fn sync(&mut self, ebpf: &mut Ebpf, wanted: &[Interface]) {
+    /// Puts the programs into the kernel; [`Self::sync`] puts them on interfaces.
+    pub(super) fn attach_programs(&mut self, ebpf: &mut Ebpf) -> Result<(), String> {
+        if self.loaded {
+            return Ok(());
+        }
+        for (name, _) in NET_PROGRAMS {
+            if let Err(error) = classifier(ebpf, name)?.load() {
+                self.detach_programs(ebpf);
+                return Err(reason(
+                    &format!("load {name} (needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)"),
+                    &error,
+                ));
+            }
+        }
+        self.epoch += 1;
+        self.loaded = true;
+        Ok(())
+    }
+
+    /// Takes the programs off all interfaces and out of the kernel. What is background stays known.
+    pub(super) fn detach_programs(&mut self, ebpf: &mut Ebpf) {
+        self.ports.clear();
+        self.loaded = false;
+        for (name, _) in NET_PROGRAMS {
+            if let Ok(program) = classifier(ebpf, name)
+                && let Err(error) = program.unload()
+            {
+                debug!(name, %error, "the program was not loaded");
+            }
+        }
+    }
+
+    pub(super) const fn attached(&self) -> bool {
+        self.loaded
+    }
+
+    pub(super) const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Whether somebody had taken the programs off an interface, where they are again.
+    pub(super) fn sync(&mut self, ebpf: &mut Ebpf, wanted: &[Interface]) -> bool {
+        if !self.loaded {
+            return false;
+        }
+        let mut disturbed = false;
         self.ports.retain(|index, port| {
             let keep = wanted.iter().any(|interface| interface.index == *index);
             if !keep {
@@ -100,12 +145,13 @@ impl Net {
                 }) if attachment.holds(interface).is_ok() => Ok(attachment),
                 before => {
                     // Out of the kernel first: its slot is about to be set to 0.
-                    let why_before = before.and_then(|port| port.attached.err());
+                    let before = before.map(|port| port.attached.map(drop));
+                    disturbed |= before == Some(Ok(()));
                     let attached = self.attach(ebpf, interface);
                     match &attached {
                         Ok(_) => debug!(interface = interface.name, "traffic is counted"),
                         // A transition, not a heartbeat: the same reason again is not news.
-                        Err(why) if why_before.as_ref() != Some(why) => {
+                        Err(why) if before.as_ref() != Some(&Err(why.clone())) => {
                             warn!(interface = interface.name, why, "traffic cannot be counted by eBPF");
                         }
                         Err(_) => {}
@@ -116,6 +162,8 @@ impl Net {
             let name = interface.name.clone();
             self.ports.insert(interface.index, Port { name, attached });
         }
+        self.epoch += u64::from(disturbed);
+        disturbed
     }
 
     fn attach(&mut self, ebpf: &mut Ebpf, interface: &Interface) -> Result<Attachment, String> {

@@ -8,8 +8,9 @@ use std::{
 
 use agent_ebpf::SchedCounters;
 use aya::{
-    Btf, Ebpf,
-    maps::{MapData, PerCpuArray},
+    Ebpf,
+    maps::{MapData, PerCpuArray, PerCpuValues},
+    programs::{ProgramError, RawTracePoint},
     util::{nr_cpus, online_cpus},
 };
 use nix::{
@@ -19,25 +20,73 @@ use nix::{
 };
 use tracing::debug;
 
-use super::{reason, take, trace};
+use super::{missing, reason, take};
 use crate::{counters::CpuTotals, procfs};
 
-/// The counters of the attached programs.
+/// The programs and their tracepoints.
+const PROGRAMS: [(&str, &str); 2] = [("vms_idle", "cpu_idle"), ("vms_sched", "sched_switch")];
+
+/// The counters, and whether programs fill them.
 pub(super) struct Sched {
     counters: PerCpuArray<MapData, SchedCounters>,
     /// Busy time last told, ns, by CPU; see [`Sched::read`].
     told: Vec<AtomicU64>,
+    /// How often the programs were attached.
+    epoch: u64,
+    attached: bool,
 }
 
 impl Sched {
-    pub(super) fn load(ebpf: &mut Ebpf, btf: &Btf) -> Result<Self, String> {
-        let counters: PerCpuArray<_, SchedCounters> = take(ebpf, "VMS_SCHED")?;
+    /// With the programs attached.
+    pub(super) fn load(ebpf: &mut Ebpf) -> Result<Self, String> {
         let cpus = nr_cpus().map_err(|(path, error)| format!("count the CPUs: {path}: {error}"))?;
-        trace(ebpf, btf, "vms_idle", "cpu_idle")?;
-        trace(ebpf, btf, "vms_sched", "sched_switch")?;
+        let mut sched = Self {
+            counters: take(ebpf, "VMS_SCHED")?,
+            told: (0..cpus).map(|_| AtomicU64::new(0)).collect(),
+            epoch: 0,
+            attached: false,
+        };
+        sched.attach(ebpf)?;
+        Ok(sched)
+    }
+
+    /// Counts from 0 on.
+    pub(super) fn attach(&mut self, ebpf: &mut Ebpf) -> Result<(), String> {
+        const RESET: &str = "reset the CPU counters";
+        if self.attached {
+            return Ok(());
+        }
+        let zero = PerCpuValues::try_from(vec![SchedCounters::default(); self.told.len()])
+            .map_err(|error| reason(RESET, &error))?;
+        self.counters.set(0, zero, 0).map_err(|error| reason(RESET, &error))?;
+        for told in &self.told {
+            told.store(0, Ordering::Relaxed);
+        }
+        let attached = PROGRAMS
+            .iter()
+            .try_for_each(|(name, tracepoint)| attach(ebpf, name, tracepoint));
+        if let Err(why) = attached {
+            unload(ebpf);
+            return Err(why);
+        }
         visit_all_cpus();
-        let told = (0..cpus).map(|_| AtomicU64::new(0)).collect();
-        Ok(Self { counters, told })
+        self.epoch += 1;
+        self.attached = true;
+        Ok(())
+    }
+
+    /// Takes the programs out of the kernel.
+    pub(super) fn detach(&mut self, ebpf: &mut Ebpf) {
+        self.attached = false;
+        unload(ebpf);
+    }
+
+    pub(super) const fn attached(&self) -> bool {
+        self.attached
+    }
+
+    pub(super) const fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     /// The clock is read before the slots. A CPU that leaves idle between the two comes out a moment behind the busy time it had
@@ -68,6 +117,35 @@ impl Sched {
         totals.switches = slots.iter().map(|slot| slot.switches).sum();
         Ok(totals)
     }
+}
+
+fn attach(ebpf: &mut Ebpf, name: &str, tracepoint: &str) -> Result<(), String> {
+    let failed = |verb: &str, error: &ProgramError| {
+        reason(
+            &format!("{verb} {name} (needs CAP_BPF and CAP_PERFMON, and no kernel lockdown for confidentiality)"),
+            error,
+        )
+    };
+    let program = raw_tracepoint(ebpf, name)?;
+    program.load().map_err(|error| failed("load", &error))?;
+    program.attach(tracepoint).map_err(|error| failed("attach", &error))?;
+    Ok(())
+}
+
+/// Programs that are not loaded stay so.
+fn unload(ebpf: &mut Ebpf) {
+    for (name, _) in PROGRAMS {
+        if let Ok(program) = raw_tracepoint(ebpf, name)
+            && let Err(error) = program.unload()
+        {
+            debug!(name, %error, "the program was not loaded");
+        }
+    }
+}
+
+fn raw_tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut RawTracePoint, String> {
+    let program = ebpf.program_mut(name).ok_or_else(|| missing(name))?;
+    program.try_into().map_err(|error| reason(name, &error))
 }
 
 /// Runs on every online CPU for a moment, so that each switches once: from its first switch on it is known whether a CPU is idle. A CPU
