@@ -4,6 +4,7 @@
 mod support {
     pub(crate) mod agent;
     pub(crate) mod chatter;
+    pub(crate) mod escalation;
     #[expect(dead_code, reason = "the tests of the kernel half use more of it")]
     pub(crate) mod frames;
     #[expect(dead_code, reason = "the tests of the kernel half use more of it")]
@@ -83,6 +84,10 @@ fn main() {
         anywhere("f5_a_failed_reload_keeps_the_old_configuration", failed_reload),
         anywhere("f2_a_corrupt_state_is_set_aside", corrupt_state),
         anywhere("f3_without_a_state_folder_the_host_stays_awake", no_state_folder),
+        as_root(
+            "a_loaded_host_has_only_the_ssh_programs_and_a_resting_one_all",
+            support::escalation::a_loaded_host_has_only_the_ssh_programs,
+        ),
         anywhere("e1_without_programs_each_signal_falls_back_and_says_why", fallbacks),
         as_root(
             "e1_without_capabilities_each_signal_falls_back_and_says_why",

@@ -452,7 +452,7 @@ fn the_summary_tells_everything_but_the_webhooks_secret() {
            ssh: no session on port 22, however long it has been idle\n\
          tells the webhook at your-webhook-url 5m before a sleep\n\
          logs to /var/log/vmstation/power.log, level info, rotated above 10485760 bytes, 5 kept\n\
-         eBPF programs: used"
+         eBPF programs: attached while their answer could change the verdict"
     );
     let deployed = ini(DEPLOYED);
     assert!(!explain(&deployed).contains("T0"));

@@ -62,7 +62,7 @@ pub(super) struct General {
     #[schemars(extend("default" = "5m"))]
     pub(super) min_awake: Slot<Span>,
     /// Whether eBPF programs are used.
-    #[schemars(extend("default" = "always"))]
+    #[schemars(extend("default" = "auto"))]
     pub(super) probes: Slot<Probes>,
 }
 
