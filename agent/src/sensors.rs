@@ -26,8 +26,10 @@ pub struct Sensors {
     detection: Detection,
     /// Kernel records of SSH connections that were lost so far.
     ssh_lost: u64,
-    /// Why the traffic of this moment is not known.
+    /// Why the list of interfaces could not be read.
     blind: Option<String>,
+    /// Somebody had detached the programs from an interface since the last reading.
+    disturbed: bool,
 }
 
 impl Sensors {
@@ -42,6 +44,7 @@ impl Sensors {
             detection,
             ssh_lost: 0,
             blind: None,
+            disturbed: false,
         };
         for family in FAMILIES {
             if let Err(why) = sensors.probes.state(family) {
@@ -82,8 +85,8 @@ impl Sensors {
     pub fn links_changed(&mut self) {
         match interfaces::select(&self.detection.interfaces) {
             Ok(wanted) => {
-                let disturbed = self.probes.sync_interfaces(&wanted);
-                self.blind = disturbed.then(|| "somebody had detached the programs; they are attached again".into());
+                self.disturbed |= self.probes.sync_interfaces(&wanted);
+                self.blind = None;
             }
             Err(error) => self.blind = Some(format!("cannot list the network interfaces: {error}")),
         }
@@ -188,13 +191,15 @@ impl Sensors {
         self.sessions.as_ref().is_some_and(Sessions::undecided)
     }
 
-    fn net(&self) -> Twofold<BTreeMap<Interface, Traffic>, BTreeMap<Interface, NetTotals>> {
+    fn net(&mut self) -> Twofold<BTreeMap<Interface, Traffic>, BTreeMap<Interface, NetTotals>> {
+        const DISTURBED: &str = "somebody had detached the programs; they are attached again";
         if self.detection.network_bytes_per_sec.is_none() {
             return Twofold::NOT_CONFIGURED;
         }
-        if let Some(why) = &self.blind {
+        let disturbed = std::mem::take(&mut self.disturbed).then_some(DISTURBED);
+        if let Some(why) = disturbed.or(self.blind.as_deref()) {
             return Twofold {
-                plain: Reading::Unreadable(why.clone()),
+                plain: Reading::Unreadable(why.to_owned()),
                 program: Program::Away,
             };
         }
