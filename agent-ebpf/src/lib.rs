@@ -247,14 +247,67 @@ pub struct SshRecord {
     pub title: [u8; SSH_TITLE],
 }
 
+/// Bytes of the ring buffer of [`EdgeRecord`]s, rounded up to a page by the loader: room for at least 128 of them, each with the kernel's
+/// header of 8 bytes.
+pub const EDGE_RING_BYTES: u32 = 4096;
+
+/// How much may happen before the agent is told: the one entry of an array, all 0 at first.
+///
+/// Each CPU accounts for itself, traffic also by interface, from the arming on. The first that is beyond the budget writes an
+/// [`EdgeRecord`] and sets the word of that kind to 0, so that one arming gives one record of each kind; those CPUs that were beyond it in the
+/// same moment write one each.
+///
+/// An arming is a number that was not used before in this map, and 0 is none. The kernel copies an entry byte by byte while programs run: the
+/// agent writes the amounts with both words 0 first, and then once more with the words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct EdgeBudget {
+    /// Bytes of class user (both directions, as [`NetCounters`] has them) on one interface on one CPU that are not told yet.
+    pub traffic_bytes: u64,
+    /// Busy time of one CPU that is not told yet, ns.
+    pub busy_ns: u64,
+    /// When it was armed, `CLOCK_MONOTONIC` ns: what a CPU did before does not count.
+    pub armed_ns: u64,
+    /// The arming for traffic; 0: not armed.
+    pub traffic: u64,
+    /// The arming for busy time; 0: not armed.
+    pub cpu: u64,
+}
+
+/// What an [`EdgeRecord`] tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum EdgeKind {
+    /// User traffic beyond the budget.
+    Traffic = 1,
+    /// A CPU was busy beyond the budget. Noticed when it switches or enters idle.
+    Cpu = 2,
+}
+
+/// One record of the ring buffer of edges. (A connection to an SSH port is told by its [`SshRecord`], armed or not.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct EdgeRecord {
+    /// `CLOCK_BOOTTIME` ns.
+    pub at_ns: u64,
+    /// An [`EdgeKind`].
+    pub kind: u32,
+    /// The interface, or the CPU.
+    pub index: u32,
+    /// Bytes, or ns, since the arming.
+    pub amount: u64,
+}
+
 const _: () = assert!(size_of::<NetCounters>() == 6 * 8);
 const _: () = assert!(size_of::<SchedCounters>() == 2 * 8);
 const _: () = assert!(size_of::<SshCounters>() == 6 * 8);
 const _: () = assert!(size_of::<SshRecord>() == 72);
+const _: () = assert!(size_of::<EdgeBudget>() == 5 * 8);
+const _: () = assert!(size_of::<EdgeRecord>() == 24);
 
 #[cfg(feature = "pod")]
 mod pod {
-    use super::{NetCounters, SchedCounters, SshCounters, SshRecord};
+    use super::{EdgeBudget, EdgeRecord, NetCounters, SchedCounters, SshCounters, SshRecord};
 
     // SAFETY: repr(C) of integers without padding (sizes asserted above): every bit pattern is a value.
     unsafe impl aya::Pod for NetCounters {}
@@ -264,4 +317,8 @@ mod pod {
     unsafe impl aya::Pod for SshCounters {}
     // SAFETY: as above.
     unsafe impl aya::Pod for SshRecord {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for EdgeBudget {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for EdgeRecord {}
 }

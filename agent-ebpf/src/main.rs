@@ -8,6 +8,8 @@
 //! | `vms_ssh` | tp_btf `inet_sock_set_state` | [`ssh`]: connections to the SSH ports |
 //! | `vms_ssh_fork` | tp_btf `sched_process_fork` | [`ssh`]: children of the SSH server |
 //!
+//! While the agent has armed a budget, those of [`net`] and [`sched`] also tell it, by [`edge`], of the first activity beyond it.
+//!
 //! They count and never judge: no threshold lives here. Names have at most 15 bytes, which is what `bpftool` shows.
 //! Rust emits no CO-RE relocations, so the loader takes the offsets of kernel fields from `/sys/kernel/btf/vmlinux` and sets them as
 //! frozen globals; the verifier sees them as constants.
@@ -19,6 +21,7 @@
 )]
 
 mod class;
+mod edge;
 mod net;
 mod sched;
 mod ssh;

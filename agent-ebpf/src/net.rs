@@ -9,7 +9,10 @@ use aya_ebpf::{
     programs::TcContext,
 };
 
-use crate::class::{Way, classify};
+use crate::{
+    class::{Way, classify},
+    edge,
+};
 
 /// `TCX_NEXT` on tcx, `TC_ACT_UNSPEC` on clsact: no verdict, the programs and filters of others run as if we were not there.
 const NEXT: i32 = -1;
@@ -49,7 +52,10 @@ fn counters(ctx: &TcContext, way: Way) -> Option<&'static mut NetCounters> {
         .get_ptr_mut(class.slot(ifindex))
         .map(|counters| unsafe { &mut *counters })?;
     match class {
-        NetClass::User => date(counters),
+        NetClass::User => {
+            date(counters);
+            edge::traffic(ifindex, frame_len(ctx));
+        }
         NetClass::Background | NetClass::Multicast => {}
     }
     Some(counters)

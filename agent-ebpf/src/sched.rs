@@ -14,6 +14,8 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 
+use crate::edge;
+
 #[btf_map]
 static VMS_SCHED: PerCpuArray<SchedCounters, 1> = PerCpuArray::new();
 
@@ -29,6 +31,7 @@ pub(crate) fn vms_sched(_: RawTracePointContext) -> i32 {
             slot.clock = -now();
         }
         slot.switches += 1;
+        edge::switches(slot.clock);
     }
     0
 }
@@ -41,9 +44,12 @@ pub(crate) fn vms_idle(ctx: RawTracePointContext) -> i32 {
         let busy = slot.clock < 0;
         // Twice the same is once, so that one that was missed does not turn the stopwatch round.
         if state == EXIT && !busy {
+            edge::left_idle(slot.clock);
             slot.clock -= now();
         } else if state != EXIT && busy {
-            slot.clock += now();
+            let now = now();
+            edge::enters_idle(slot.clock, now);
+            slot.clock += now;
         }
     }
     0

@@ -21,6 +21,7 @@ use crate::{
     config::{Loaded, Policy},
     control::{Call, RefusalCode, Request, Response},
     documents::{FamilyStanding, Snapshot, Standing},
+    edges::{Budget, Edge},
     escalate::{self, Escalation},
     events::{Event, Sources, SourcesError},
     history::History,
@@ -140,6 +141,7 @@ impl Driver {
             match event {
                 Event::Alarm => self.alarm_went_off(now),
                 Event::SshRecords => self.ssh_records(now),
+                Event::Edge => self.edges(now),
                 Event::LogindSession => self.judge_ssh(now),
                 Event::LinksChanged => self.sensors.links_changed(),
                 Event::Call(call) => self.answer(call, now),
@@ -175,6 +177,53 @@ impl Driver {
         self.judge(begun, begun);
         let begun = self.escalate(begun);
         self.schedule_sample(begun);
+        self.arm_edges();
+    }
+
+    /// On the way to sleep, activity is to be noticed when it happens. In use, nothing waits for it.
+    fn arm_edges(&mut self) {
+        match (self.idle.state(), &self.sample) {
+            (State::Quiet | State::Grace { .. } | State::Confirming { .. }, Some(sample)) => {
+                let next = self.next_sample.since(sample.at);
+                let budget = Budget::after(sample, next, &self.parts.policy.detection);
+                self.sensors.arm_edges(budget);
+            }
+            (State::Active | State::Suspending, _) | (_, None) => self.sensors.disarm_edges(),
+        }
+    }
+
+    /// The kernel noticed more than it was told to let pass. Traffic beyond a threshold is activity at once; what a busy CPU is, the verdict
+    /// says: it may be our own work.
+    fn edges(&mut self, now: BootTime) {
+        let edges = self.sensors.edges();
+        if edges.is_empty() {
+            return;
+        }
+        for edge in &edges {
+            let state = self.idle.state();
+            match edge {
+                Edge::Traffic { at, interface, bytes } => {
+                    let actions = self.idle_event(IdleEvent::Activity { at: *at }, now);
+                    self.act(&actions, now);
+                    let after_us = BootTime::now().since(*at).as_micros();
+                    match state {
+                        State::Grace { .. } | State::Confirming { .. } => {
+                            tracing::info!(%state, interface, bytes, after_us, "activity noticed by the kernel");
+                        }
+                        // A host at a threshold gets here between any two samples.
+                        State::Active | State::Quiet | State::Suspending => {
+                            tracing::debug!(%state, interface, bytes, after_us, "activity noticed by the kernel");
+                        }
+                    }
+                }
+                Edge::Cpu { at, cpu, busy } => {
+                    let after_us = now.since(*at).as_micros();
+                    let busy_ms = busy.as_millis();
+                    tracing::debug!(%state, cpu, busy_ms, after_us, "a busy CPU noticed by the kernel");
+                }
+            }
+        }
+        self.check(now);
     }
 
     /// Attaches the programs whose answer could change the verdict, and no others. When the last reading was taken: if programs were

@@ -27,6 +27,8 @@ pub enum Event {
     Alarm,
     /// The kernel has records of SSH connections.
     SshRecords,
+    /// The kernel noticed activity beyond what is armed.
+    Edge,
     /// logind has a session that may be one.
     LogindSession,
     /// A network interface came, went or changed its name.
@@ -56,6 +58,7 @@ pub enum SourcesError {
 pub struct Sources {
     alarm: Alarm,
     ring: Option<Readable>,
+    edges: Option<Readable>,
     logind: Option<Readable>,
     links: Option<LinkWatch>,
     calls: mpsc::Receiver<Call>,
@@ -81,6 +84,7 @@ impl Sources {
         Ok(Self {
             alarm: Alarm::new().map_err(SourcesError::Alarm)?,
             ring: None,
+            edges: None,
             logind: None,
             links: links.ok(),
             calls,
@@ -95,6 +99,7 @@ impl Sources {
     /// Waits for the sensors that speak up by themselves, in place of those before.
     pub fn watch(&mut self, sensors: &Sensors) {
         self.ring = watch("records of SSH connections", sensors.ssh_fd());
+        self.edges = watch("activity that the kernel notices", sensors.edge_fd());
         self.logind = watch("sessions of logind", sensors.logind_fd());
     }
 
@@ -118,6 +123,7 @@ impl Sources {
             _ = self.hangup.recv() => Event::Reload,
             Some(outcome) = self.suspended.recv() => Event::SuspendDone(outcome),
             () = ready(self.ring.as_ref()) => Event::SshRecords,
+            () = ready(self.edges.as_ref()) => Event::Edge,
             () = ready(self.logind.as_ref()) => Event::LogindSession,
             () = links_changed(&mut self.links) => Event::LinksChanged,
             Some(call) = self.calls.recv() => Event::Call(call),

@@ -7,6 +7,7 @@ pub mod counters;
 pub mod ctl;
 pub mod documents;
 pub mod driver;
+pub mod edges;
 pub mod escalate;
 pub mod events;
 pub mod history;

@@ -5,6 +5,7 @@
 //! why not, and [`crate::procfs`] and netlink stand in for it. Judges nothing.
 
 mod clsact;
+mod edge;
 mod kernel_types;
 mod net;
 mod sched;
@@ -25,7 +26,9 @@ use tracing::{info, warn};
 use crate::{
     config::{Background, ProbeMode},
     counters::{CpuTotals, Interface, NetTotals},
+    edges::{Budget, Edge},
 };
+use edge::Edges;
 use kernel_types::{KernelTypes, KernelTypesError};
 use net::Net;
 use sched::Sched;
@@ -35,6 +38,9 @@ use ssh::Ssh;
 static PROGRAMS: Option<&[u8]> = Some(aya::include_bytes_aligned!(env!("VMSTATION_EBPF_EMBEDDED")));
 #[cfg(not(vmstation_ebpf))]
 static PROGRAMS: Option<&[u8]> = None;
+
+/// The kernel's own part of a record in a ring buffer (`BPF_RINGBUF_HDR_SZ`).
+const RECORD_HEADER: usize = 8;
 
 /// Frozen globals of the programs that hold the offset of a kernel field: global, structure, field. A `sock` begins with its `sock_common`.
 const OFFSETS: [(&str, &str, &str); 12] = [
@@ -103,6 +109,7 @@ struct Families {
     net: Result<Net, String>,
     ssh: Result<Ssh, String>,
     sched: Result<Sched, String>,
+    edges: Result<Edges, String>,
     /// Warnings of the programs themselves, if they can be had.
     log: Option<EbpfLogger<KernelLog>>,
     ebpf: Ebpf,
@@ -318,9 +325,47 @@ impl Probes {
         }
         records
     }
+
+    /// From now on, the first activity beyond the budget is told once, in place of any budget before. Traffic is noticed where the net
+    /// family is attached, busy CPUs where the sched family is; a CPU that never switches meanwhile is not.
+    ///
+    /// # Errors
+    /// Why the programs could not be told: nothing or the wrong amount may then be noticed.
+    pub fn arm_edges(&mut self, budget: Budget) -> Result<(), String> {
+        let families = self.families.as_mut().map_err(|why| why.clone())?;
+        families.edges()?.arm(budget)
+    }
+
+    /// Nothing is told from now on. Records from before may still wait.
+    ///
+    /// # Errors
+    /// Why the programs could not be told.
+    pub fn disarm_edges(&mut self) -> Result<(), String> {
+        let families = self.families.as_mut().map_err(|why| why.clone())?;
+        families.edges()?.disarm()
+    }
+
+    /// Readable when [`Self::edge_records`] has something to take; otherwise like [`Self::ssh_fd`].
+    #[must_use]
+    pub fn edge_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.families.as_ref().ok()?.edges.as_ref().ok()?.fd())
+    }
+
+    /// Takes the records that wait, oldest first: one of each kind for each arming, or one of each CPU that was beyond the budget in the same
+    /// moment.
+    pub fn edge_records(&mut self) -> Vec<Edge> {
+        let Ok(Families { edges: Ok(edges), .. }) = &mut self.families else {
+            return Vec::new();
+        };
+        edges.take_records(&self.wanted)
+    }
 }
 
 impl Families {
+    fn edges(&mut self) -> Result<&mut Edges, String> {
+        self.edges.as_mut().map_err(|why| why.clone())
+    }
+
     fn load(programs: &[u8], ssh_ports: &[u16]) -> Result<Self, String> {
         let fields = offsets().map_err(|error| reason("find the kernel's fields", &error));
         let btf = Btf::from_sys_fs().map_err(|error| reason("read the kernel's type information (BTF)", &error));
@@ -343,6 +388,8 @@ impl Families {
         let mut ebpf = loader
             .load(programs)
             .map_err(|error| reason("create the maps of the eBPF programs (needs CAP_BPF)", &error))?;
+        // First: programs that are loaded need the maps open.
+        let edges = Edges::open(&mut ebpf);
         let net = Net::load(&mut ebpf);
         let btf = btf.as_ref().map_err(String::clone);
         let ssh = fields.and_then(|_| Ssh::load(&mut ebpf, btf.clone()?));
@@ -355,6 +402,7 @@ impl Families {
             net,
             ssh,
             sched,
+            edges,
             log,
             ebpf,
         })

@@ -9,6 +9,7 @@ use crate::{
     clock::BootTime,
     config::{Detection, Policy},
     counters::{Counters, CpuTotals, Interface, NetTotals, Program, Reading, Source, SshSeen, Traffic, Twofold},
+    edges::{Budget, Edge},
     interfaces,
     pods::Pods,
     probes::{Cost, Family, Probes},
@@ -184,6 +185,34 @@ impl Sensors {
                 };
             }
         }
+    }
+
+    /// From now on, the kernel tells of the first activity beyond the budget. Where it cannot, activity is seen at the next reading.
+    pub fn arm_edges(&mut self, budget: Budget) {
+        if self.probes.edge_fd().is_some()
+            && let Err(why) = self.probes.arm_edges(budget)
+        {
+            tracing::warn!(why, "activity before the next sample will not be noticed");
+        }
+    }
+
+    /// The kernel tells of nothing from now on.
+    pub fn disarm_edges(&mut self) {
+        if self.probes.edge_fd().is_some()
+            && let Err(why) = self.probes.disarm_edges()
+        {
+            tracing::warn!(why, "the kernel may tell of activity once more");
+        }
+    }
+
+    /// Readable when the kernel noticed activity beyond the budget; `None` if it cannot.
+    pub fn edge_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.probes.edge_fd()
+    }
+
+    /// Takes what the kernel noticed.
+    pub fn edges(&mut self) -> Vec<Edge> {
+        self.probes.edge_records()
     }
 
     /// Whether a connection may become a session without the kernel saying so.

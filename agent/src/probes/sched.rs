@@ -174,7 +174,7 @@ fn visit_all_cpus() {
     }
 }
 
-fn monotonic_ns() -> u64 {
+pub(super) fn monotonic_ns() -> u64 {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("CLOCK_MONOTONIC exists on every Linux");
     u64::try_from(Duration::from(time).as_nanos()).unwrap_or(u64::MAX)
 }

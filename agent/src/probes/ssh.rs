@@ -11,15 +11,12 @@ use aya::{
     maps::{MapData, PerCpuArray, RingBuf},
 };
 
-use super::{fdinfo, missing, reason, take, trace};
+use super::{RECORD_HEADER, fdinfo, missing, reason, take, trace};
 
 const PROGRAMS: [(&str, &str); 2] = [
     ("vms_ssh", "inet_sock_set_state"),
     ("vms_ssh_fork", "sched_process_fork"),
 ];
-
-/// The kernel's own part of a record (`BPF_RINGBUF_HDR_SZ`).
-const RECORD_HEADER: usize = 8;
 
 /// The counters and records of the attached programs.
 pub(super) struct Ssh {
