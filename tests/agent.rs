@@ -4,6 +4,7 @@
 mod support {
     pub(crate) mod agent;
     pub(crate) mod chatter;
+    pub(crate) mod edges;
     pub(crate) mod escalation;
     #[expect(dead_code, reason = "the tests of the kernel half use more of it")]
     pub(crate) mod frames;
@@ -97,6 +98,14 @@ fn main() {
         as_root(
             "x4_chatter_is_quiet_and_a_download_is_not",
             support::chatter::chatter_is_quiet_and_a_download_is_not,
+        ),
+        as_root(
+            "a_download_cancels_the_announced_sleep_when_it_begins",
+            support::edges::a_download_cancels_the_announced_sleep_when_it_begins,
+        ),
+        with_sshd(
+            "a_login_cancels_the_announced_sleep",
+            support::edges::a_login_cancels_the_announced_sleep,
         ),
         with_sshd("ssh_logins_count_at_once_and_stop_at_logout", sessions_count),
         with_sshd("x6_a_login_shorter_than_any_interval_is_activity", short_login_counts),

@@ -12,6 +12,8 @@
 mod classes;
 #[path = "kernel/connections.rs"]
 mod connections;
+#[path = "kernel/edges.rs"]
+mod edges;
 #[path = "support/frames.rs"]
 mod frames;
 #[path = "kernel/lifecycle.rs"]
@@ -43,7 +45,7 @@ use vmstation_agent::{
 /// Names the trial, or the helper of a trial, that this process is.
 const ROLE: &str = "VMSTATION_KERNEL_TEST";
 
-const TRIALS: [(&str, fn()); 19] = [
+const TRIALS: [(&str, fn()); 24] = [
     (
         "every_program_loads_and_attaches",
         lifecycle::every_program_loads_and_attaches,
@@ -101,6 +103,26 @@ const TRIALS: [(&str, fn()); 19] = [
     (
         "a_full_ring_buffer_is_counted",
         connections::a_full_ring_buffer_is_counted,
+    ),
+    (
+        "traffic_beyond_the_budget_is_told_once",
+        edges::traffic_beyond_the_budget_is_told_once,
+    ),
+    (
+        "traffic_that_is_not_the_users_is_never_told",
+        edges::traffic_that_is_not_the_users_is_never_told,
+    ),
+    (
+        "cpus_that_are_beyond_it_together_tell_once_each_at_most",
+        edges::cpus_that_are_beyond_it_together_tell_once_each_at_most,
+    ),
+    (
+        "a_burst_is_told_without_what_was_before",
+        edges::a_burst_is_told_without_what_was_before,
+    ),
+    (
+        "a_cpu_that_never_idles_is_told_while_it_switches",
+        edges::a_cpu_that_never_idles_is_told_while_it_switches,
     ),
     (
         "a_killed_agent_leaves_nothing",
