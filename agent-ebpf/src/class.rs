@@ -259,6 +259,51 @@ pub(crate) fn classify(ctx: &TcContext, way: Way) -> NetClass {
     }
 }
 
+/// The class of a packet that begins with the header of IP, as cgroups see it. Without an Ethernet header its address tells whether it goes
+/// to a group: 224.0.0.0 and above, or ff00::/8. A broadcast to a subnet's own address looks like any other.
+#[inline(always)]
+pub(crate) fn classify_packet(skb: *mut __sk_buff, way: Way) -> NetClass {
+    match classify_packet_copied(skb, way as u32) {
+        1 => NetClass::Background,
+        2 => NetClass::Multicast,
+        _ => NetClass::User,
+    }
+}
+
+#[inline(never)]
+fn classify_packet_copied(skb: *mut __sk_buff, way: u32) -> u32 {
+    let way = if way == Way::Received as u32 {
+        Way::Received
+    } else {
+        Way::Sent
+    };
+    let frame = Copied { skb };
+    let (to_group, begin) = match ethertype(skb) {
+        IPV4 => (
+            frame
+                .header::<Ipv4>(0)
+                .is_some_and(|header| header.destination[0] >= 224),
+            What::Ipv4,
+        ),
+        IPV6 => (
+            frame
+                .header::<Ipv6>(0)
+                .is_some_and(|header| header.destination[0] == 0xff),
+            What::Ipv6,
+        ),
+        _ => (false, What::User),
+    };
+    if to_group {
+        return NetClass::Multicast as u32;
+    }
+    let outer = layer(&frame, Found::only(begin), way);
+    (match layer(&frame, outer, way).what {
+        What::Background => NetClass::Background,
+        What::Multicast => NetClass::Multicast,
+        What::User | What::Ethernet | What::Ipv4 | What::Ipv6 | What::Short => NetClass::User,
+    }) as u32
+}
+
 /// The same for every shape, as number of the class. A function of its own: its registers and stack are not those of the quick way.
 #[inline(never)]
 fn classify_copied(skb: *mut __sk_buff, way: u32) -> u32 {

@@ -12,6 +12,15 @@
 /// mask instead of a hash look-up. Two attached interfaces must not share a number; the loader refuses the second.
 pub const NET_SLOTS: u32 = 64;
 
+/// Cgroups that are told apart while somebody asks who uses the network, less one: [`OWNERS_MISSED`].
+pub const OWNERS: u32 = 4096;
+
+/// Key in the map of [`OwnerCounters`] for the traffic of all cgroups that it had no room for. No cgroup has this id.
+pub const OWNERS_MISSED: u64 = 0;
+
+/// Index of the loopback device, the same in every network namespace (`LOOPBACK_IFINDEX` of include/net/flow.h).
+pub const LOOPBACK: u32 = 1;
+
 /// Bytes of the ring buffer of [`SshRecord`]s: room for 819 of them, each with the kernel's header of 8 bytes.
 pub const SSH_RING_BYTES: u32 = 64 * 1024;
 
@@ -158,6 +167,17 @@ impl NetRule {
     }
 }
 
+/// IP packets of the sockets of one cgroup, headers of IP included. One entry of a per-CPU hash; the key is the cgroup's id, which is the
+/// inode number of its folder. A batch that the network card or the kernel merged (GRO, GSO) has its headers once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct OwnerCounters {
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+}
+
 /// What one CPU did since the program was attached. One slot of a per-CPU array with a single entry.
 ///
 /// `clock` is one number on purpose: the kernel copies a slot to the reader word by word while the CPU may be switching, and a busy time
@@ -299,6 +319,7 @@ pub struct EdgeRecord {
 }
 
 const _: () = assert!(size_of::<NetCounters>() == 6 * 8);
+const _: () = assert!(size_of::<OwnerCounters>() == 2 * 8);
 const _: () = assert!(size_of::<SchedCounters>() == 2 * 8);
 const _: () = assert!(size_of::<SshCounters>() == 6 * 8);
 const _: () = assert!(size_of::<SshRecord>() == 72);
@@ -307,10 +328,12 @@ const _: () = assert!(size_of::<EdgeRecord>() == 24);
 
 #[cfg(feature = "pod")]
 mod pod {
-    use super::{EdgeBudget, EdgeRecord, NetCounters, SchedCounters, SshCounters, SshRecord};
+    use super::{EdgeBudget, EdgeRecord, NetCounters, OwnerCounters, SchedCounters, SshCounters, SshRecord};
 
     // SAFETY: repr(C) of integers without padding (sizes asserted above): every bit pattern is a value.
     unsafe impl aya::Pod for NetCounters {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for OwnerCounters {}
     // SAFETY: as above.
     unsafe impl aya::Pod for SchedCounters {}
     // SAFETY: as above.

@@ -3,6 +3,8 @@
 //! | program | hook | counts |
 //! |---|---|---|
 //! | `vms_net_rx`, `vms_net_tx` | tcx, or clsact below Linux 6.6 | [`net`]: frames and bytes of an interface, by [`class`] |
+//! | `vms_own_rx`, `vms_own_tx` | cgroup_skb, the root | [`owner`]: bytes by cgroup |
+//! | `vms_pods_rx`, `vms_pods_tx` | cgroup_skb, the pods | [`owner`]: packets and bytes of the pods, by [`class`] |
 //! | `vms_idle` | raw_tp `cpu_idle` | [`sched`]: busy time of a CPU |
 //! | `vms_sched` | raw_tp `sched_switch` | [`sched`]: context switches |
 //! | `vms_ssh` | tp_btf `inet_sock_set_state` | [`ssh`]: connections to the SSH ports |
@@ -23,6 +25,7 @@
 mod class;
 mod edge;
 mod net;
+mod owner;
 mod sched;
 mod ssh;
 

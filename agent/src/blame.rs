@@ -1,28 +1,26 @@
 //! Who keeps the CPUs busy, for `why`: two short looks at the CPU time of every cgroup or process group, ranked.
 //!
-//! Only on demand, because it costs a file per group. [`rank`] is pure; the readers take at most [`MAX_READ`] groups or processes and are the
-//! only ones here to touch `/sys` and `/proc`. Decides nothing.
+//! Only on demand, because it costs a file per group. [`rank`] is pure; the readers take a bounded number of
+//! groups or processes and are the only ones here to touch `/sys` and `/proc`. Decides nothing.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    fmt, fs,
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, fs, path::Path, time::Duration};
 
 use procfs::{CurrentSI as _, KernelStats, ProcError, process};
 use tracing::debug;
 
-use crate::{clock::BootTime, printable::printable};
+use crate::{
+    cgroups,
+    clock::BootTime,
+    owner::{Owner, POD_LOGS, PodNames},
+    printable::printable,
+};
 
-/// Most cgroups or processes read at a look.
+/// Most processes read at a look.
 const MAX_READ: usize = 4096;
 /// Most groups named.
 pub const TOP: usize = 3;
 /// Shares below this many percent of all CPUs are not worth naming.
 const WORTH_NAMING: f64 = 0.5;
-/// Where cgroup v2 may be mounted: alone, or beside v1 (hybrid).
-const CGROUP_ROOTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 
 /// The CPU time used so far, by whatever has some.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,50 +67,34 @@ async fn look_twice(over: Duration) -> Result<Vec<Share>, ProcError> {
 
 /// Reads on a thread of its own: there may be thousands of files.
 async fn look() -> Result<Look, ProcError> {
-    let read = || match CGROUP_ROOTS.map(Path::new).into_iter().find(|root| tells_apart(root)) {
-        Some(root) => Ok(look_at_cgroups(root)),
-        None => look_at_processes(),
+    // Cgroups name nobody where all processes are in one.
+    let read = || {
+        let cgroups = cgroups::root().map_or_else(|_| Look::default(), |root| look_at_cgroups(&root));
+        if cgroups.used.len() > 1 {
+            Ok(cgroups)
+        } else {
+            look_at_processes()
+        }
     };
     tokio::task::spawn_blocking(read)
         .await
         .unwrap_or_else(|_panicked| Ok(Look::default()))
 }
 
-/// Whether this is cgroup v2 with more than one cgroup in use; with one, it names nobody.
-fn tells_apart(root: &Path) -> bool {
-    root.join("cgroup.controllers").exists() && look_at_cgroups(root).used.len() > 1
-}
-
-/// Every cgroup below `root` that has none below itself: the time of the others is the sum of theirs.
+/// Every cgroup of `root` that has none below itself, the time of the others being the sum of theirs, by its owner.
 fn look_at_cgroups(root: &Path) -> Look {
-    let mut look = Look::default();
-    let mut left = VecDeque::from([root.to_path_buf()]);
-    for _ in 0..MAX_READ {
-        let Some(folder) = left.pop_front() else {
-            break;
+    let names = PodNames::read(Path::new(POD_LOGS));
+    let used = cgroups::all(root).into_iter().filter(|cgroup| !cgroup.is_parent);
+    let used = used.filter_map(|cgroup| {
+        // It may go away at any moment.
+        let stat = fs::read_to_string(cgroup.folder.join("cpu.stat")).ok()?;
+        let used = Used {
+            group: Owner::of(&cgroup.path).named(&names),
+            cpu: cgroups::cpu_used(&stat)?,
         };
-        // A cgroup may go away at any moment.
-        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
-        let below: Vec<_> = entries
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .map(|entry| entry.path())
-            .collect();
-        if below.is_empty()
-            && let Ok(stat) = fs::read_to_string(folder.join("cpu.stat"))
-            && let Some(cpu) = usage(&stat)
-        {
-            let group = folder.strip_prefix(root).unwrap_or(&folder).display().to_string();
-            look.used.insert(group.clone(), Used { group, cpu });
-        }
-        left.extend(below);
-    }
-    look
-}
-
-/// `usage_usec` of a `cpu.stat` (Documentation/admin-guide/cgroup-v2.rst).
-fn usage(stat: &str) -> Option<Duration> {
-    let micros = stat.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
-    Some(Duration::from_micros(micros.trim().parse().ok()?))
+        Some((cgroup.path, used))
+    });
+    Look { used: used.collect() }
 }
 
 /// Every process but this one, by process group; a group is named after its leader, or whoever is left of it.
@@ -191,7 +173,7 @@ impl fmt::Display for Share {
 mod tests {
     use std::{fs, path::Path, time::Duration};
 
-    use super::{Look, Used, busiest_over, look_at_cgroups, look_at_processes, rank, usage};
+    use super::{Look, Used, busiest_over, look_at_cgroups, look_at_processes, rank};
 
     fn look(used: &[(&str, &str, u64)]) -> Look {
         let used = used.iter().map(|(key, group, millis)| {
@@ -278,16 +260,15 @@ mod tests {
         let found: Vec<_> = found
             .used
             .iter()
-            .map(|(key, used)| (key.as_str(), used.cpu.as_micros()))
+            .map(|(key, used)| (key.as_str(), used.group.as_str(), used.cpu.as_micros()))
             .collect();
         let expected = [
-            ("init.scope", 2),
-            ("system.slice/cron.service", 4000),
-            ("system.slice/ssh.service", 3000),
+            ("init.scope", "cgroup init.scope", 2),
+            ("system.slice/cron.service", "service cron", 4000),
+            ("system.slice/ssh.service", "service ssh", 3000),
         ];
         assert_eq!(found, expected);
         assert_eq!(look_at_cgroups(Path::new("/nonexistent")), Look::default());
-        assert_eq!(usage("usage_usec many\n"), None);
     }
 
     #[test]

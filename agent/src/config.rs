@@ -76,14 +76,27 @@ pub struct Detection {
     pub pods: bool,
     /// Busy share of all CPUs, in percent (0 to 100), above which the host is busy.
     pub cpu_percent: Option<f64>,
-    /// Bytes per second of user traffic, both directions, above which an interface is busy.
+    /// Whose CPU time that is.
+    pub cpu_scope: Scope,
+    /// Bytes per second of user traffic, both directions, above which an interface is busy, or the pods together are.
     pub network_bytes_per_sec: Option<u64>,
+    /// Whose traffic that is.
+    pub network_scope: Scope,
     /// Interfaces to count; empty: every physical one.
     pub interfaces: Vec<String>,
     /// Traffic that is no activity.
     pub background: Background,
     /// SSH sessions.
     pub ssh: Option<SshDetection>,
+}
+
+/// Whose use is compared with a threshold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of the node's.
+    Node,
+    /// That of its pods alone, as their cgroups tell; what the system's services do is no activity.
+    Pods,
 }
 
 /// Which SSH sessions count.
@@ -372,7 +385,9 @@ impl Default for Policy {
             detection: Detection {
                 pods: true,
                 cpu_percent: Some(10.0),
+                cpu_scope: Scope::Node,
                 network_bytes_per_sec: Some(1024),
+                network_scope: Scope::Node,
                 interfaces: Vec::new(),
                 background: Background::of_a_node(&[22]),
                 ssh: Some(SshDetection {

@@ -61,7 +61,7 @@ pub enum Program<C> {
 /// A network interface: the index identifies it, the name is for people (names can change).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Interface {
-    /// Kernel's index, > 0.
+    /// Kernel's index, > 0; 0 for all pods together, which are no interface but are counted like one.
     pub index: u32,
     /// Name at the time of the reading.
     pub name: String,
@@ -103,6 +103,8 @@ pub struct CpuTotals {
     pub switches: u64,
     /// CPU time the agent itself used, to be left out.
     pub own: Duration,
+    /// CPU time of the pods by cgroup, if only they count.
+    pub pods: Option<BTreeMap<String, Duration>>,
 }
 
 /// An authenticated SSH session.

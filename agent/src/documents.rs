@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use crate::{
     clock::BootTime,
-    config::{Policy, SshDetection},
+    config::{Policy, Scope, SshDetection},
     counters::{Reading, Source, Traffic},
     escalate,
     idle::{Brake, Idle, State},
@@ -235,11 +235,14 @@ fn reason_blocker(reason: &Reason) -> Blocker {
             },
             ..base
         },
-        Reason::Cpu { percent, limit } => Blocker {
+        Reason::Cpu { percent, limit, of } => Blocker {
             value: Some(*percent),
             limit: Some(*limit),
             unit: Some("%".into()),
-            remedy: format!("CPU below {limit} %"),
+            remedy: match of {
+                Scope::Node => format!("CPU below {limit} %"),
+                Scope::Pods => format!("CPU use of pods below {limit} %"),
+            },
             ..base
         },
         Reason::Ssh(session) => {

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     blame,
     clock::BootTime,
-    config::{Loaded, Policy},
+    config::{Loaded, Policy, ProbeMode},
     control::{Call, RefusalCode, Request, Response},
     documents::{FamilyStanding, Snapshot, Standing},
     edges::{Budget, Edge},
@@ -34,6 +34,7 @@ use crate::{
     sessions::Noticed,
     state_file::StateFile,
     suspend::{SuspendError, Suspender},
+    talkers,
     verdict::{Reason, Verdict, judge},
 };
 
@@ -41,7 +42,7 @@ use crate::{
 const SAMPLE_EVERY: Duration = Duration::from_secs(10);
 /// Time between two samples at the start and while a sleep is announced.
 const SAMPLE_SOON: Duration = Duration::from_secs(1);
-/// Time over which `why` looks for the busiest process groups; it answers that much later.
+/// Time over which `why` looks for who is busiest; it answers that much later.
 const BLAME_OVER: Duration = Duration::from_millis(500);
 /// Time between two looks at a connection that may become a session without a record of the kernel.
 const SSH_SOON: Duration = Duration::from_millis(500);
@@ -415,7 +416,7 @@ impl Driver {
                 let _gone = reply.send(Response::Status(Box::new(self.snapshot().status(now))));
                 return;
             }
-            Request::Why => return answer_why(self.snapshot().why(now), reply),
+            Request::Why => return answer_why(self.snapshot().why(now), self.parts.policy.probes, reply),
             Request::Enable => (IdleEvent::Enable, "sleeping is allowed".into()),
             Request::Disable => (IdleEvent::Disable, "sleeping is disabled until `enable`".into()),
             Request::Reset => (IdleEvent::Reset, "the idle time begins again".into()),
@@ -523,19 +524,47 @@ fn settings(policy: &Policy) -> Settings {
     }
 }
 
-/// Completes the answer with who causes it, which takes a moment to find out, and sends it.
-fn answer_why(mut why: Why, reply: oneshot::Sender<Response>) {
+/// Completes the answer with who causes it, which takes a moment to find out, and sends it; gives up when nobody waits for it any more.
+fn answer_why(mut why: Why, probes: ProbeMode, mut reply: oneshot::Sender<Response>) {
     tokio::spawn(async move {
-        if let Some(cpu) = why.blockers.iter_mut().find(|blocker| blocker.signal == "cpu") {
-            cpu.by = blame::busiest_over(BLAME_OVER)
-                .await
-                .iter()
-                .map(ToString::to_string)
-                .collect();
+        let done = tokio::select! {
+            () = name_causes(&mut why, probes) => true,
+            () = reply.closed() => false,
+        };
+        if done {
+            // A client that went away does not want its answer.
+            let _gone = reply.send(Response::Why(Box::new(why)));
         }
-        // A client that went away does not want its answer.
-        let _gone = reply.send(Response::Why(Box::new(why)));
     });
+}
+
+async fn name_causes(why: &mut Why, probes: ProbeMode) {
+    let blocked_by = |signal: &str| why.blockers.iter().any(|blocker| blocker.signal == signal);
+    let (by_cpu, by_network) = (blocked_by("cpu"), blocked_by("network"));
+    let cpu = async {
+        if by_cpu {
+            let busiest = blame::busiest_over(BLAME_OVER).await;
+            busiest.iter().map(ToString::to_string).collect()
+        } else {
+            Vec::new()
+        }
+    };
+    let network = async {
+        if by_network {
+            talkers::named(talkers::busiest_over(BLAME_OVER, probes).await)
+        } else {
+            Vec::new()
+        }
+    };
+    let (cpu, network) = tokio::join!(cpu, network);
+    for blocker in &mut why.blockers {
+        match blocker.signal.as_str() {
+            "cpu" => blocker.by.clone_from(&cpu),
+            // Which interface a socket uses is not asked.
+            "network" => blocker.by.clone_from(&network),
+            _ => {}
+        }
+    }
 }
 
 /// Time the host has been suspended since boot: what `CLOCK_BOOTTIME` counts and `CLOCK_MONOTONIC` does not.

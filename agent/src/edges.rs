@@ -5,7 +5,11 @@
 
 use std::time::Duration;
 
-use crate::{clock::BootTime, config::Detection, sample::Sample};
+use crate::{
+    clock::BootTime,
+    config::{Detection, Scope},
+    sample::Sample,
+};
 
 /// Least budget of a CPU: one that is busy for ever, on a host that is quiet nevertheless, brings no more than one look in this time.
 const LEAST_BUSY: Duration = Duration::from_secs(1);
@@ -50,8 +54,13 @@ impl Budget {
     /// since all of them cannot be above the threshold unless one is; that sample may well be quiet.
     pub fn after(sample: &Sample, next: Duration, detection: &Detection) -> Self {
         let over = sample.over.saturating_add(next);
+        // What an interface carries is no activity where only pods count.
+        let on_interfaces = match detection.network_scope {
+            Scope::Node => detection.network_bytes_per_sec,
+            Scope::Pods => None,
+        };
         Self {
-            traffic_bytes: detection.network_bytes_per_sec.map(|limit| bytes(limit, over)),
+            traffic_bytes: on_interfaces.map(|limit| bytes(limit, over)),
             busy: detection
                 .cpu_percent
                 .map(|limit| over.mul_f64(limit / 100.0).max(LEAST_BUSY)),
@@ -131,6 +140,14 @@ mod tests {
         assert_eq!(budget(Some(0), None).traffic_bytes, Some(0));
         assert_eq!(budget(Some(u64::MAX), None).traffic_bytes, Some(u64::MAX));
         assert_eq!(budget(None, Some(0.0)).busy, Some(LEAST_BUSY));
+        let pods = Detection {
+            network_scope: Scope::Pods,
+            ..detection(Some(1024), None)
+        };
+        assert_eq!(
+            Budget::after(&sample, Duration::from_secs(10), &pods),
+            Budget::default()
+        );
     }
 
     proptest! {

@@ -18,7 +18,7 @@ use std::{fmt, time::Duration};
 
 use crate::{
     clock::BootTime,
-    config::{Policy, ProbeMode},
+    config::{Policy, ProbeMode, Scope},
     counters::{Reading, Source},
     idle::State,
     probes::Family,
@@ -57,19 +57,30 @@ pub enum Why {
     TooSoon,
     /// The signal does not count.
     NotConfigured,
+    /// Only pods count, whose part it does not tell.
+    PodsOnly,
 }
 
 /// Which programs are wanted after a sample, its reasons to stay awake, and what the idle machine made of them.
 pub fn wanted(family: Family, sample: Option<&Sample>, reasons: &[Reason], state: State, policy: &Policy) -> Want {
     let counts = match family {
-        Family::Net => policy.detection.network_bytes_per_sec.is_some(),
-        Family::Ssh => policy.detection.ssh.is_some(),
-        Family::Sched => policy.detection.cpu_percent.is_some(),
+        Family::Net => policy
+            .detection
+            .network_bytes_per_sec
+            .is_some()
+            .then_some(policy.detection.network_scope),
+        Family::Ssh => policy.detection.ssh.is_some().then_some(Scope::Node),
+        Family::Sched => policy
+            .detection
+            .cpu_percent
+            .is_some()
+            .then_some(policy.detection.cpu_scope),
     };
     match (policy.probes, sample) {
         (ProbeMode::Off, _) => Want::Out(Why::NotConfigured),
         (ProbeMode::Always, _) => Want::In(Why::Always),
-        (ProbeMode::Auto, _) if !counts => Want::Out(Why::NotConfigured),
+        (ProbeMode::Auto, _) if counts.is_none() => Want::Out(Why::NotConfigured),
+        (ProbeMode::Auto, _) if counts == Some(Scope::Pods) => Want::Out(Why::PodsOnly),
         (ProbeMode::Auto, None) => Want::In(Why::Starting),
         (ProbeMode::Auto, Some(sample)) if sample.over.is_zero() => Want::In(Why::Starting),
         (ProbeMode::Auto, Some(sample)) => match (state, family) {
@@ -196,6 +207,7 @@ impl fmt::Display for Why {
             Self::BusyAnyway => "the host is busy whatever it would count",
             Self::TooSoon => "wanted again from the next check interval on",
             Self::NotConfigured => "not configured",
+            Self::PodsOnly => "only pods count, and it does not tell their part",
         })
     }
 }

@@ -1,5 +1,6 @@
 //! The node agent: watches activity and decides when the host may sleep. `driver` is where everything comes together.
 pub mod blame;
+pub mod cgroups;
 pub mod clock;
 pub mod config;
 pub mod control;
@@ -14,7 +15,9 @@ pub mod history;
 pub mod idle;
 pub mod interfaces;
 pub mod keeper;
+pub mod kubepods;
 pub mod lock;
+pub mod owner;
 pub mod pods;
 pub mod power_log;
 pub mod printable;
@@ -27,4 +30,5 @@ pub mod sensors;
 pub mod sessions;
 pub mod state_file;
 pub mod suspend;
+pub mod talkers;
 pub mod verdict;

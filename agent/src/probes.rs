@@ -8,16 +8,29 @@ mod clsact;
 mod edge;
 mod kernel_types;
 mod net;
+mod owner;
+mod pods;
+mod rules;
 mod sched;
 mod ssh;
 
-use std::{collections::BTreeMap, error::Error, fs, os::fd::BorrowedFd, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    fs,
+    os::fd::BorrowedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use agent_ebpf::{SSH_PORTS, SshCounters, SshRecord};
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Map, MapError},
-    programs::BtfTracePoint,
+    programs::{
+        BtfTracePoint,
+        links::{FdLink, LinkError},
+    },
 };
 use aya_log::EbpfLogger;
 use nix::libc;
@@ -31,6 +44,8 @@ use crate::{
 use edge::Edges;
 use kernel_types::{KernelTypes, KernelTypesError};
 use net::Net;
+pub use owner::{OwnerProbe, OwnerTraffic};
+pub use pods::PodsProbe;
 use sched::Sched;
 use ssh::Ssh;
 
@@ -123,9 +138,7 @@ impl Probes {
     pub fn load(ssh_ports: &[u16], mode: ProbeMode) -> Self {
         let families = match (mode, PROGRAMS) {
             (ProbeMode::Off, _) => Err("switched off (`probes = \"off\"`)".into()),
-            (ProbeMode::Auto | ProbeMode::Always, None) => {
-                Err("built without eBPF programs: run `cargo xtask build-ebpf`, then build again".into())
-            }
+            (ProbeMode::Auto | ProbeMode::Always, None) => Err(not_built()),
             (ProbeMode::Auto | ProbeMode::Always, Some(programs)) => Families::load(programs, ssh_ports),
         };
         give_memory_back();
@@ -438,6 +451,10 @@ fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Resul
     T::try_from(map).map_err(|error| reason(&format!("open the map {name}"), &error))
 }
 
+fn not_built() -> String {
+    "built without eBPF programs: run `cargo xtask build-ebpf`, then build again".into()
+}
+
 fn missing(name: &str) -> String {
     format!("the eBPF object has no {name}: it is not of this version, build it again")
 }
@@ -450,6 +467,21 @@ fn fdinfo(path: &Path, key: &str) -> Result<u64, String> {
         .find_map(|line| line.strip_prefix(key))
         .and_then(|value| value.trim().parse().ok());
     value.ok_or_else(|| format!("{} has no {key}", path.display()))
+}
+
+/// A link and the file that tells where it is attached, found among this process's own: aya does not tell the descriptor.
+fn with_fdinfo<L>(link: L) -> Result<(FdLink, PathBuf), String>
+where
+    FdLink: TryFrom<L, Error = LinkError>,
+{
+    const FOLDER: &str = "/proc/self/fdinfo";
+    let link = FdLink::try_from(link).map_err(|error| reason("open the link", &error))?;
+    let id = link.info().map_err(|error| reason("ask for the link", &error))?.id();
+    let files = fs::read_dir(FOLDER).map_err(|error| format!("list {FOLDER}: {error}"))?;
+    let mut paths = files.filter_map(Result::ok).map(|file| file.path());
+    let path = paths.find(|path| fdinfo(path, "link_id:") == Ok(u64::from(id)));
+    path.map(|path| (link, path))
+        .ok_or_else(|| format!("{FOLDER} does not show link {id}"))
 }
 
 /// The kernel's type information is large and gone by now; the C library would keep its memory for later.

@@ -56,7 +56,7 @@ pub struct TrafficRates {
 /// CPU use.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CpuUse {
-    /// Busy share of all CPUs without the agent's own, percent, 0 to 100.
+    /// Busy share of all CPUs without the agent's own, or that of the pods if only they count; percent, 0 to 100.
     pub percent: f64,
     /// Busy share of each CPU, percent, 0 to 100.
     pub by_cpu: BTreeMap<u32, f64>,
@@ -267,16 +267,36 @@ fn cpu_use(before: &CpuTotals, after: &CpuTotals, over: Duration) -> Result<CpuU
         busy += spent;
         by_cpu.insert(cpu, percent(spent, over));
     }
-    let own = after.own.saturating_sub(before.own);
+    let counts = match &after.pods {
+        None => busy.saturating_sub(after.own.saturating_sub(before.own)),
+        Some(after) => pods_use(before.pods.as_ref(), after)?,
+    };
     #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 CPUs")]
     let cpus = after.busy.len() as f64;
     let switches_per_sec =
         per_second(before.switches, after.switches, over).ok_or("context switches went backwards: new baseline")?;
     Ok(CpuUse {
-        percent: percent(busy.saturating_sub(own), over.mul_f64(cpus)),
+        percent: percent(counts, over.mul_f64(cpus)),
         by_cpu,
         switches_per_sec,
     })
+}
+
+/// CPU time of the pods. A cgroup that appeared since then counts from zero.
+fn pods_use(
+    before: Option<&BTreeMap<String, Duration>>,
+    after: &BTreeMap<String, Duration>,
+) -> Result<Duration, String> {
+    let before = before.ok_or(FIRST_READING)?;
+    if let Some(gone) = before.keys().find(|cgroup| !after.contains_key(*cgroup)) {
+        return Err(format!("the cgroup {gone} is gone: new baseline"));
+    }
+    let used = after.iter().map(|(cgroup, used)| {
+        let start = before.get(cgroup).copied().unwrap_or_default();
+        used.checked_sub(start)
+            .ok_or_else(|| format!("the CPU time of {cgroup} went backwards: new baseline"))
+    });
+    used.sum()
 }
 
 fn per_second(before: u64, after: u64, over: Duration) -> Option<f64> {
@@ -337,6 +357,7 @@ mod tests {
             .into(),
             switches: at * 10,
             own: Duration::from_millis(own_ms),
+            pods: None,
         };
         Counters {
             at: BootTime(Duration::from_secs(at)),
@@ -407,6 +428,38 @@ mod tests {
             Sample::between(&one, &reading(3, 0, 0, [30, 0], 0)).cpu,
             Reading::Unreadable(_)
         ));
+    }
+
+    #[test]
+    fn only_pods_count_if_only_pods_are_asked_for() {
+        let at = |at: u64, pods: &[(&str, u64)]| {
+            let mut reading = reading(at, 0, 0, [at * 1000, at * 1000], 0);
+            let pods = pods
+                .iter()
+                .map(|(name, ms)| ((*name).to_owned(), Duration::from_millis(*ms)));
+            counted(&mut reading.cpu).pods = Some(pods.collect());
+            reading
+        };
+        let cpu = |before: &Counters, after: &Counters| match Sample::between(before, after).cpu {
+            Reading::Known { value, .. } => Ok(value.percent),
+            Reading::Unreadable(why) => Err(why),
+            Reading::NotConfigured => panic!("not configured"),
+        };
+        let before = at(10, &[("kubepods.slice", 1000)]);
+        // The node was busy all the time, the pods for 4 of 20 CPU seconds.
+        assert_eq!(cpu(&before, &at(20, &[("kubepods.slice", 5000)])), Ok(20.0));
+        assert_eq!(
+            cpu(&before, &at(20, &[("kubepods.slice", 1000), ("kubepods", 2000)])),
+            Ok(10.0)
+        );
+        assert!(
+            cpu(&before, &at(20, &[("kubepods.slice", 999)]))
+                .unwrap_err()
+                .contains("backwards")
+        );
+        assert!(cpu(&before, &at(20, &[])).unwrap_err().contains("is gone"));
+        let of_node = reading(1, 0, 0, [0, 0], 0);
+        assert_eq!(cpu(&of_node, &before), Err(FIRST_READING.into()));
     }
 
     #[test]

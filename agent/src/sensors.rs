@@ -7,10 +7,11 @@ use std::{collections::BTreeMap, os::fd::BorrowedFd};
 
 use crate::{
     clock::BootTime,
-    config::{Detection, Policy},
+    config::{Detection, Policy, ProbeMode, Scope},
     counters::{Counters, CpuTotals, Interface, NetTotals, Program, Reading, Source, SshSeen, Traffic, Twofold},
     edges::{Budget, Edge},
     interfaces,
+    kubepods::{self, PodTraffic},
     pods::Pods,
     probes::{Cost, Family, Probes},
     procfs,
@@ -24,7 +25,10 @@ pub struct Sensors {
     probes: Probes,
     sessions: Option<Sessions>,
     pods: Pods,
+    /// Only if the pods alone count.
+    pod_traffic: PodTraffic,
     detection: Detection,
+    mode: ProbeMode,
     /// Kernel records of SSH connections that were lost so far.
     ssh_lost: u64,
     /// Why the list of interfaces could not be read.
@@ -42,7 +46,9 @@ impl Sensors {
             probes: Probes::load(ports, policy.probes),
             sessions: detection.ssh.as_ref().map(|ssh| Sessions::new(&ssh.ports)),
             pods: Pods,
+            pod_traffic: PodTraffic::default(),
             detection,
+            mode: policy.probes,
             ssh_lost: 0,
             blind: None,
             disturbed: false,
@@ -68,6 +74,8 @@ impl Sensors {
             return false;
         }
         self.detection = policy.detection.clone();
+        // Rates begin anew with a policy.
+        self.pod_traffic = PodTraffic::default();
         self.tell_background();
         self.links_changed();
         true
@@ -225,6 +233,10 @@ impl Sensors {
         if self.detection.network_bytes_per_sec.is_none() {
             return Twofold::NOT_CONFIGURED;
         }
+        match self.detection.network_scope {
+            Scope::Node => {}
+            Scope::Pods => return self.net_of_pods(),
+        }
         let disturbed = std::mem::take(&mut self.disturbed).then_some(DISTURBED);
         if let Some(why) = disturbed.or(self.blind.as_deref()) {
             return Twofold {
@@ -246,13 +258,55 @@ impl Sensors {
         }
     }
 
+    /// As if all pods were one interface, whose index is no interface's. No plain counter tells their traffic.
+    fn net_of_pods(&mut self) -> Twofold<BTreeMap<Interface, Traffic>, BTreeMap<Interface, NetTotals>> {
+        const BEGINS: &str = "the traffic of pods is counted since this reading: a rate needs two";
+        let counted = match self.mode {
+            ProbeMode::Off => Err("only eBPF programs can tell the traffic of pods, and `probes` is off".into()),
+            ProbeMode::Auto | ProbeMode::Always => self.pod_traffic.read(&self.detection.background),
+        };
+        let pods = Interface {
+            index: 0,
+            name: "all pods".into(),
+        };
+        match counted {
+            Ok((totals, epoch)) => Twofold {
+                plain: Reading::Unreadable(BEGINS.into()),
+                program: Program::Counts {
+                    value: [(pods, totals)].into(),
+                    epoch,
+                },
+            },
+            Err(why) => Twofold {
+                plain: Reading::Unreadable(why),
+                program: Program::Away,
+            },
+        }
+    }
+
     fn cpu(&self) -> Twofold<CpuTotals, CpuTotals> {
         if self.detection.cpu_percent.is_none() {
             return Twofold::NOT_CONFIGURED;
         }
+        let pods = match self.detection.cpu_scope {
+            Scope::Node => None,
+            Scope::Pods => match kubepods::cpu() {
+                Ok(used) => Some(used),
+                Err(why) => {
+                    return Twofold {
+                        plain: Reading::Unreadable(why),
+                        program: Program::Away,
+                    };
+                }
+            },
+        };
+        let with_pods = |cpu| CpuTotals {
+            pods: pods.clone(),
+            ..cpu
+        };
         Twofold {
-            plain: plainly(procfs::cpu()),
-            program: self.program(Family::Sched, || self.probes.cpu()),
+            plain: plainly(procfs::cpu().map(with_pods)),
+            program: self.program(Family::Sched, || self.probes.cpu().map(with_pods)),
         }
     }
 

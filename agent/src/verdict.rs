@@ -6,7 +6,7 @@ use std::{fmt, time::Duration};
 
 use crate::{
     clock::BootTime,
-    config::{Detection, Policy, SshDetection},
+    config::{Detection, Policy, Scope, SshDetection},
     counters::{Reading, Session, Source},
     sample::Sample,
 };
@@ -49,6 +49,8 @@ pub enum Reason {
         percent: f64,
         /// Threshold, percent.
         limit: f64,
+        /// Whose.
+        of: Scope,
     },
     /// An authenticated SSH session that is not idle beyond the cap.
     Ssh(Session),
@@ -163,6 +165,7 @@ fn cpu(sample: &Sample, detection: &Detection, reasons: &mut Vec<Reason>) {
         reasons.push(Reason::Cpu {
             percent: cpu.percent,
             limit,
+            of: detection.cpu_scope,
         });
     }
 }
@@ -238,7 +241,13 @@ impl fmt::Display for Reason {
                 };
                 write!(f, "{bytes_per_sec:.0} B/s{of} on {interface}, above {limit} B/s")
             }
-            Self::Cpu { percent, limit } => write!(f, "CPU {percent:.1} % busy, above {limit} %"),
+            Self::Cpu { percent, limit, of } => {
+                let of = match of {
+                    Scope::Node => "",
+                    Scope::Pods => " with pods",
+                };
+                write!(f, "CPU {percent:.1} % busy{of}, above {limit} %")
+            }
             Self::Ssh(session) => {
                 let user = session.user.as_deref().unwrap_or("somebody");
                 write!(
@@ -351,7 +360,8 @@ mod tests {
                 },
                 Reason::Cpu {
                     percent: 10.1,
-                    limit: 10.0
+                    limit: 10.0,
+                    of: Scope::Node,
                 },
             ])
         );
@@ -423,6 +433,18 @@ mod tests {
                 last_activity: Some(during)
             }
         );
+    }
+
+    #[test]
+    fn the_reason_says_whose_cpu_time_it_was() {
+        let mut policy = Policy::default();
+        policy.detection.cpu_scope = Scope::Pods;
+        let reason = Reason::Cpu {
+            percent: 20.04,
+            limit: 10.0,
+            of: policy.detection.cpu_scope,
+        };
+        assert_eq!(reason.to_string(), "CPU 20.0 % busy with pods, above 10 %");
     }
 
     #[test]

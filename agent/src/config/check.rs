@@ -15,14 +15,14 @@ use humantime::format_duration;
 use toml::Spanned;
 
 use super::{
-    Background, Cidr, Detection, Logging, Notification, NotificationMethod, Policy, ProbeMode, SshDetection,
+    Background, Cidr, Detection, Logging, Notification, NotificationMethod, Policy, ProbeMode, Scope, SshDetection,
     complaint::{Complaints, quote},
     file::{
         ActivityDetection, ConfigFile, DetectionOverrides, LoggingSection, NetworkBackground, NotificationSection,
         Overrides,
     },
     setting::Setting,
-    value::{Hint, Method, Origin, Probes, Slot, Span},
+    value::{Hint, Method, Origin, Probes, ScopeName, Slot, Span},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -43,6 +43,7 @@ pub(super) fn policy(
     let mut check = Check { complaints, notes };
     let general = file.general;
 
+    check.scopes(&general.probes, &file.activity_detection);
     let inactivity = check.span(
         Setting::InactivityTimeout,
         general.inactivity_timeout,
@@ -261,6 +262,8 @@ impl Check<'_, '_> {
             variables.network_threshold_bytes,
             |_| Ok(()),
         );
+        let cpu_scope = self.any(Setting::CpuScope, written.cpu_scope);
+        let network_scope = self.any(Setting::NetworkScope, written.network_scope);
         let named = self.list(Setting::NetworkInterfaces, written.network_interfaces, is_interface);
         let interfaces = self
             .list(Setting::NetworkInterfaces, variables.network_interfaces, is_interface)
@@ -288,6 +291,8 @@ impl Check<'_, '_> {
                 .or(true)
                 .then(|| cpu.good().or(default.cpu_percent))
                 .flatten(),
+            cpu_scope: cpu_scope.good().map_or(default.cpu_scope, Scope::from),
+            network_scope: network_scope.good().map_or(default.network_scope, Scope::from),
             network_bytes_per_sec: self
                 .any(Setting::CheckNetwork, written.check_network)
                 .or(true)
@@ -296,6 +301,26 @@ impl Check<'_, '_> {
             interfaces: interfaces.unwrap_or_default(),
             background: self.background(background, ssh.as_ref().map_or(&[], |ssh| &ssh.ports)),
             ssh,
+        }
+    }
+
+    /// The traffic of pods is in no plain counter, and on no interface in particular.
+    fn scopes(&mut self, probes: &Slot<Probes>, written: &ActivityDetection) {
+        let Slot::Given(ScopeName::Pods, origin) = &written.network_scope else {
+            return;
+        };
+        if let Slot::Given(Probes::Off, _) = probes {
+            let message = "`network_scope` is pods, whose traffic only eBPF programs can tell, and `probes` is off";
+            let hint = "leave `probes` out, or take `network_scope = \"node\"`";
+            self.about(origin, message.into(), Some(hint.into()));
+        }
+        if written
+            .network_interfaces
+            .as_ref()
+            .is_some_and(|names| !names.is_empty())
+        {
+            let note = "the interfaces in [activity_detection] do not matter while `network_scope` is pods";
+            self.notes.push(note.into());
         }
     }
 

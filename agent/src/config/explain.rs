@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use humantime::format_duration;
 
-use super::{Background, NotificationMethod, Policy, ProbeMode};
+use super::{Background, NotificationMethod, Policy, ProbeMode, Scope};
 
 /// A summary for people, several lines. Shows of a webhook's URL only the host: the rest often is its password.
 pub fn explain(policy: &Policy) -> String {
@@ -60,15 +60,22 @@ pub fn explain(policy: &Policy) -> String {
         "  pods: not looked at".into()
     });
     lines.push(match detection.cpu_percent {
-        Some(percent) => format!("  cpu: at most {percent} % of all CPUs"),
+        Some(percent) => {
+            let who = match detection.cpu_scope {
+                Scope::Node => "",
+                Scope::Pods => "pods use ",
+            };
+            format!("  cpu: {who}at most {percent} % of all CPUs")
+        }
         None => "  cpu: not looked at".into(),
     });
     lines.push(match detection.network_bytes_per_sec {
         Some(limit) => format!(
-            "  network: at most {limit} bytes per second of user traffic on {}\n    background: {}",
-            match detection.interfaces.as_slice() {
-                [] => "every physical interface".into(),
-                names => names.join(", "),
+            "  network: at most {limit} bytes per second of user traffic {}\n    background: {}",
+            match (detection.network_scope, detection.interfaces.as_slice()) {
+                (Scope::Pods, _) => "of all pods together".into(),
+                (Scope::Node, []) => "on every physical interface".into(),
+                (Scope::Node, names) => format!("on {}", names.join(", ")),
             },
             uncounted(&detection.background),
         ),

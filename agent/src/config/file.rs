@@ -12,7 +12,7 @@ use super::{
     complaint::quote,
     ini::{self, Word},
     setting::Setting,
-    value::{FromText, Level, LogSize, Method, Origin, Probes, Slot, Span},
+    value::{FromText, Level, LogSize, Method, Origin, Probes, ScopeName, Slot, Span},
 };
 
 /// The JSON Schema (draft 2020-12) of `autosleep.toml`, with descriptions, ranges and defaults.
@@ -80,12 +80,18 @@ pub(super) struct ActivityDetection {
     /// Busy share of all CPUs, in percent, above which the host is busy.
     #[schemars(range(min = 0, max = 100), extend("default" = 10))]
     pub(super) cpu_threshold_percent: Slot<f64>,
+    /// Whose CPU use counts; see `network_scope`.
+    #[schemars(extend("default" = "node"))]
+    pub(super) cpu_scope: Slot<ScopeName>,
     /// Whether network traffic counts.
     #[schemars(extend("default" = true))]
     pub(super) check_network: Slot<bool>,
     /// Bytes per second of user traffic (see `[network_background]`), both directions, above which an interface is busy.
     #[schemars(range(min = 0), extend("default" = 1024))]
     pub(super) network_threshold_bytes: Slot<u64>,
+    /// Whose traffic counts. `pods` takes no notice of the system's services and needs a kubelet: without one the node stays awake.
+    #[schemars(extend("default" = "node"))]
+    pub(super) network_scope: Slot<ScopeName>,
     /// Interfaces to count; none: every physical one.
     #[schemars(extend("default" = []), with = "BTreeSet<InterfaceName>")]
     pub(super) network_interfaces: Option<Vec<Slot<String>>>,

@@ -336,8 +336,10 @@ fn set(file: &mut ConfigFile, setting: Setting, value: Word<'_>) {
         Setting::CheckPods => detection.check_pods = slot(value),
         Setting::CheckCpu => detection.check_cpu = slot(value),
         Setting::CpuThreshold => detection.cpu_threshold_percent = slot(value),
+        Setting::CpuScope => detection.cpu_scope = slot(value),
         Setting::CheckNetwork => detection.check_network = slot(value),
         Setting::NetworkThreshold => detection.network_threshold_bytes = slot(value),
+        Setting::NetworkScope => detection.network_scope = slot(value),
         Setting::NetworkInterfaces => {
             detection.network_interfaces = Some(interfaces(value).map(slot).collect());
         }

@@ -10,7 +10,7 @@ use super::{
     Format, Invalid, Policy,
     ini::{self, Content, Line, Word},
     setting::{Form, Setting},
-    value::{FromText, Level, LogSize, Method},
+    value::{FromText, Level, LogSize, Method, ScopeName},
 };
 
 /// TOML with the same meaning and the same comments as `ini`, which stands in `path`.
@@ -166,6 +166,9 @@ fn entry(section: &str, key: &str, value: Word<'_>) -> String {
                 .collect(),
         )),
         Setting::NotificationMethod => Method::from_text(written)
+            .map(|_| Value::String(written.to_ascii_lowercase()))
+            .ok(),
+        Setting::CpuScope | Setting::NetworkScope => ScopeName::from_text(written)
             .map(|_| Value::String(written.to_ascii_lowercase()))
             .ok(),
         Setting::LogLevel => Level::from_text(written)

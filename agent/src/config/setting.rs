@@ -19,8 +19,10 @@ pub(super) enum Setting {
     CheckPods,
     CheckCpu,
     CpuThreshold,
+    CpuScope,
     CheckNetwork,
     NetworkThreshold,
+    NetworkScope,
     NetworkInterfaces,
     BackgroundDefaults,
     BackgroundPorts,
@@ -69,7 +71,7 @@ const SWITCH: &str = "true or false (also yes or no, on or off, 1 or 0)";
 const TOML_SWITCH: &str = "true or false, without quotes";
 
 impl Setting {
-    pub(super) const ALL: [Self; 30] = [
+    pub(super) const ALL: [Self; 32] = [
         Self::Enabled,
         Self::InactivityTimeout,
         Self::CheckInterval,
@@ -79,8 +81,10 @@ impl Setting {
         Self::CheckPods,
         Self::CheckCpu,
         Self::CpuThreshold,
+        Self::CpuScope,
         Self::CheckNetwork,
         Self::NetworkThreshold,
+        Self::NetworkScope,
         Self::NetworkInterfaces,
         Self::BackgroundDefaults,
         Self::BackgroundPorts,
@@ -136,6 +140,12 @@ impl Setting {
             Row {
                 ini: None,
                 ..same(section, key, takes)
+            }
+        }
+        const fn scope(section: &'static str, key: &'static str) -> Row {
+            Row {
+                toml_takes: Some("\"node\" or \"pods\""),
+                ..same(section, key, "node or pods")
             }
         }
         const fn whole_section(section: &'static str, takes: &'static str) -> Row {
@@ -195,6 +205,8 @@ impl Setting {
                     "a whole number of bytes per second, such as 1024",
                 )
             },
+            Self::CpuScope => scope("activity_detection", "cpu_scope"),
+            Self::NetworkScope => scope("activity_detection", "network_scope"),
             Self::NetworkInterfaces => Row {
                 toml: Some("network_interfaces"),
                 variable: Some("NETWORK_INTERFACE"),

@@ -8,6 +8,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use toml::Spanned;
 
+use super::Scope;
+
 /// What would be right, where the setting's own words are not enough.
 pub(super) type Hint = Option<String>;
 
@@ -237,6 +239,36 @@ pub(super) enum Probes {
     Always,
     /// Never: /proc and /sys only.
     Off,
+}
+
+/// Whose use counts.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(super) enum ScopeName {
+    /// All of the node's.
+    Node,
+    /// That of its pods.
+    Pods,
+}
+
+impl FromText for ScopeName {
+    fn from_text(text: &str) -> Result<Self, Hint> {
+        match text.to_ascii_lowercase().as_str() {
+            "node" => Ok(Self::Node),
+            "pods" => Ok(Self::Pods),
+            _ => Err(None),
+        }
+    }
+}
+
+impl From<ScopeName> for Scope {
+    fn from(name: ScopeName) -> Self {
+        match name {
+            ScopeName::Node => Self::Node,
+            ScopeName::Pods => Self::Pods,
+        }
+    }
 }
 
 /// Where a notification goes.

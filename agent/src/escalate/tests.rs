@@ -360,3 +360,16 @@ fn off_and_signals_that_do_not_count_want_nothing() {
     assert_eq!(want(&policy, Family::Sched), Want::Out(Why::NotConfigured));
     assert_eq!(want(&policy, Family::Net), Want::In(Why::Starting));
 }
+
+#[test]
+fn programs_that_cannot_tell_the_pods_part_are_not_wanted_where_only_pods_count() {
+    let mut policy = Policy::default();
+    policy.detection.cpu_scope = Scope::Pods;
+    let want = |policy: &Policy, family| wanted(family, None, &[], State::Quiet, policy);
+    assert_eq!(want(&policy, Family::Sched), Want::Out(Why::PodsOnly));
+    assert_eq!(want(&policy, Family::Net), Want::In(Why::Starting));
+    policy.detection.network_scope = Scope::Pods;
+    assert_eq!(want(&policy, Family::Net), Want::Out(Why::PodsOnly));
+    policy.detection.network_bytes_per_sec = None;
+    assert_eq!(want(&policy, Family::Net), Want::Out(Why::NotConfigured));
+}

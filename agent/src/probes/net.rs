@@ -2,12 +2,12 @@
 //!
 //! Owns the attachments. tcx is tried first; where the kernel has none, clsact.
 
-use std::{collections::BTreeMap, fs, io::ErrorKind, net::IpAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, io::ErrorKind, path::PathBuf, time::Duration};
 
-use agent_ebpf::{NET_SLOTS, NetClass, NetCounters, NetRule};
+use agent_ebpf::{NET_SLOTS, NetClass, NetCounters};
 use aya::{
-    Ebpf, Pod,
-    maps::{Array, LpmTrie, MapData, MapError, PerCpuArray, PerCpuValues, lpm_trie::Key},
+    Ebpf,
+    maps::{MapData, PerCpuArray, PerCpuValues},
     programs::{
         LinkOrder, ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions,
         links::FdLink,
@@ -22,7 +22,9 @@ use tracing::{debug, info, warn};
 use super::{
     Way,
     clsact::{self, Clsact},
-    fdinfo, missing, reason, take,
+    fdinfo, missing, reason,
+    rules::Rules,
+    take, with_fdinfo,
 };
 use crate::{
     clock::BootTime,
@@ -39,11 +41,7 @@ const NET_PROGRAMS: [(&str, TcAttachType); 2] = [
 /// The programs and the interfaces they are attached to.
 pub(super) struct Net {
     counters: PerCpuArray<MapData, NetCounters>,
-    rules: Array<MapData, u64>,
-    /// The words of `rules` that are not 0.
-    told: BTreeMap<u32, u64>,
-    cidr4: LpmTrie<MapData, [u8; 4], u32>,
-    cidr6: LpmTrie<MapData, [u8; 16], u32>,
+    rules: Rules,
     /// By index of the interface.
     ports: BTreeMap<u32, Port>,
     /// How often counting began anew: at each load, and where somebody had detached the programs.
@@ -72,10 +70,7 @@ impl Net {
     pub(super) fn load(ebpf: &mut Ebpf) -> Result<Self, String> {
         let mut net = Self {
             counters: take(ebpf, "VMS_NET")?,
-            rules: take(ebpf, "VMS_NET_RULES")?,
-            told: BTreeMap::new(),
-            cidr4: take(ebpf, "VMS_NET_CIDR4")?,
-            cidr6: take(ebpf, "VMS_NET_CIDR6")?,
+            rules: Rules::take(ebpf)?,
             ports: BTreeMap::new(),
             epoch: 0,
             loaded: false,
@@ -222,68 +217,17 @@ impl Net {
 
     /// Changes what is background, from the next frame on. The programs stay where they are.
     pub(super) fn set_background(&mut self, background: &Background) -> Result<(), String> {
-        const WHAT: &str = "tell the programs what is background traffic";
-        let wrong = |error: MapError| reason(WHAT, &error);
-        let (mut v4, mut v6) = (Vec::new(), Vec::new());
-        for cidr in &background.cidrs {
-            match cidr.network() {
-                IpAddr::V4(network) => v4.push(Key::new(cidr.prefix().into(), network.octets())),
-                IpAddr::V6(network) => v6.push(Key::new(cidr.prefix().into(), network.octets())),
-            }
-        }
-        replace(&mut self.cidr4, &v4).map_err(wrong)?;
-        replace(&mut self.cidr6, &v6).map_err(wrong)?;
-        let words = words(background);
-        for word in self.told.keys().chain(words.keys()) {
-            let bits = words.get(word).copied().unwrap_or(0);
-            self.rules.set(*word, bits, 0).map_err(wrong)?;
-        }
-        self.told = words;
-        Ok(())
+        self.rules.set(background)
     }
 }
 
-fn traffic(counters: &NetCounters) -> Traffic {
+pub(super) fn traffic(counters: &NetCounters) -> Traffic {
     Traffic {
         rx_bytes: counters.rx_bytes,
         rx_packets: counters.rx_packets,
         tx_bytes: counters.tx_bytes,
         tx_packets: counters.tx_packets,
     }
-}
-
-/// The words of the rules that are not 0.
-fn words(background: &Background) -> BTreeMap<u32, u64> {
-    let ports = background.ports.iter().flat_map(|rule| {
-        let sides = rule.sides().iter();
-        sides.map(|side| NetRule::port(rule.transport, *side, rule.port.to_be()))
-    });
-    let protocols = background
-        .protocols
-        .iter()
-        .map(|protocol| NetRule::protocol(protocol.0));
-    let cidrs = background.cidrs.iter().map(|cidr| match cidr.network() {
-        IpAddr::V4(_) => NetRule::CIDRS_V4,
-        IpAddr::V6(_) => NetRule::CIDRS_V6,
-    });
-    let mut words = BTreeMap::new();
-    for NetRule { word, mask } in ports.chain(protocols).chain(cidrs) {
-        *words.entry(word).or_default() |= mask;
-    }
-    words
-}
-
-/// Makes `keys` all that is in the trie.
-fn replace<K: Pod + PartialEq>(trie: &mut LpmTrie<MapData, K, u32>, keys: &[Key<K>]) -> Result<(), MapError> {
-    let is = |one: &Key<K>, other: &Key<K>| one.prefix_len() == other.prefix_len() && one.data() == other.data();
-    let there: Vec<Key<K>> = trie.keys().collect::<Result<_, _>>()?;
-    for old in there.iter().filter(|old| !keys.iter().any(|key| is(key, old))) {
-        trie.remove(old)?;
-    }
-    for new in keys.iter().filter(|new| !there.iter().any(|key| is(key, new))) {
-        trie.insert(new, 0, 0)?;
-    }
-    Ok(())
 }
 
 impl Attachment {
@@ -321,18 +265,6 @@ fn attach(ebpf: &mut Ebpf, interface: &Interface) -> Result<Attachment, String> 
         }
         Err(error) => Err(refused(error)),
     }
-}
-
-/// Looks for the file among this process's own: aya does not tell the descriptor.
-fn with_fdinfo(link: SchedClassifierLink) -> Result<(FdLink, PathBuf), String> {
-    const FOLDER: &str = "/proc/self/fdinfo";
-    let link = FdLink::try_from(link).map_err(|error| reason("open the link", &error))?;
-    let id = link.info().map_err(|error| reason("ask for the link", &error))?.id();
-    let files = fs::read_dir(FOLDER).map_err(|error| format!("list {FOLDER}: {error}"))?;
-    let mut paths = files.filter_map(Result::ok).map(|file| file.path());
-    let path = paths.find(|path| fdinfo(path, "link_id:") == Ok(u64::from(id)));
-    path.map(|path| (link, path))
-        .ok_or_else(|| format!("{FOLDER} does not show link {id}"))
 }
 
 fn attach_clsact(ebpf: &mut Ebpf, interface: &Interface) -> Result<Attachment, ProgramError> {
