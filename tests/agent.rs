@@ -3,6 +3,8 @@
 
 mod support {
     pub(crate) mod agent;
+    #[expect(dead_code, reason = "the tests of the kernel half use more of it")]
+    pub(crate) mod cgroups;
     pub(crate) mod chatter;
     pub(crate) mod edges;
     pub(crate) mod escalation;
@@ -10,7 +12,9 @@ mod support {
     pub(crate) mod frames;
     #[expect(dead_code, reason = "the tests of the kernel half use more of it")]
     pub(crate) mod netns;
+    pub(crate) mod scope;
     pub(crate) mod sshd;
+    pub(crate) mod talker;
     pub(crate) mod trials;
     pub(crate) mod wait;
 }
@@ -98,6 +102,14 @@ fn main() {
         as_root(
             "x4_chatter_is_quiet_and_a_download_is_not",
             support::chatter::chatter_is_quiet_and_a_download_is_not,
+        ),
+        as_root(
+            "why_names_the_pod_that_uses_the_network",
+            support::talker::why_names_the_pod_that_uses_the_network,
+        ),
+        as_root(
+            "only_pods_count_where_only_pods_are_asked_for",
+            support::scope::only_pods_count_where_only_pods_are_asked_for,
         ),
         as_root(
             "a_download_cancels_the_announced_sleep_when_it_begins",

@@ -3,7 +3,8 @@
 use std::{fs, path::Path, time::Duration};
 
 use vmstation_agent::config::{
-    Format, Invalid, IpProtocol, LoadError, Loaded, NotificationMethod, Policy, ProbeMode, explain, migrate, schema,
+    Format, Invalid, IpProtocol, LoadError, Loaded, NotificationMethod, Policy, ProbeMode, Scope, explain, migrate,
+    schema,
 };
 
 const GUIDE: &str = include_str!("fixtures/guide.conf");
@@ -121,6 +122,10 @@ fn every_toml_setting_means_what_it_says() {
     assert_eq!(policy.probes, ProbeMode::Off);
     assert!(!policy.detection.pods);
     assert_eq!(policy.detection.cpu_percent, Some(12.5));
+    assert_eq!(
+        (policy.detection.cpu_scope, policy.detection.network_scope),
+        (Scope::Pods, Scope::Node)
+    );
     assert_eq!(policy.detection.network_bytes_per_sec, Some(4096));
     assert_eq!(policy.detection.interfaces, ["eth0", "enp3s0"]);
     let background = &policy.detection.background;
@@ -354,7 +359,7 @@ fn the_schema_knows_every_setting_and_its_default() {
             }
         }
     }
-    assert_eq!((sections.len(), settings, lists.len()), (5, 28, 2));
+    assert_eq!((sections.len(), settings, lists.len()), (5, 30, 2));
     assert_eq!(toml(&defaults), Policy::default());
     assert_eq!(
         schema["properties"]["activity_detection"]["properties"]["cpu_threshold_percent"]["maximum"],
@@ -436,6 +441,26 @@ fn background_that_cannot_be_is_complained_about() {
     assert_eq!(complaints(&many, Format::Toml).matches("error:").count(), 1);
     let ini = complaints("[network_background]\nports=80/tcp\n", Format::Ini);
     assert!(ini.contains("only autosleep.toml has it"), "{ini}");
+}
+
+#[test]
+fn either_form_says_whose_use_counts() {
+    let policy = ini("[activity_detection]\ncpu_scope=Pods\nnetwork_scope=pods\n");
+    let scopes = (policy.detection.cpu_scope, policy.detection.network_scope);
+    assert_eq!(scopes, (Scope::Pods, Scope::Pods));
+    let summary = explain(&policy);
+    assert!(summary.contains("pods use at most 10 % of all CPUs"), "{summary}");
+    assert!(
+        summary.contains("at most 1024 bytes per second of user traffic of all pods together\n"),
+        "{summary}"
+    );
+    let unknown = complaints("[activity_detection]\ncpu_scope = cluster\n", Format::Ini);
+    assert!(unknown.contains("node or pods"), "{unknown}");
+    // Nothing else can tell the traffic of pods.
+    let blind = "[general]\nprobes = \"off\"\n[activity_detection]\nnetwork_scope = \"pods\"\n";
+    let blind = complaints(blind, Format::Toml);
+    assert!(blind.contains("4:17") && blind.contains("`probes` is off"), "{blind}");
+    complaints("[activity_detection]\ncpu_scope = \"Pods\"\n", Format::Toml);
 }
 
 #[test]

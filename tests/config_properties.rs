@@ -35,6 +35,10 @@ fn switch() -> impl Strategy<Value = String> {
     prop::sample::select(vec!["true", "FALSE", "yes", "no", "on", "Off", "1", "0"]).prop_map(String::from)
 }
 
+fn scope() -> impl Strategy<Value = String> {
+    prop::sample::select(vec!["node", "Node", "pods", "PODS"]).prop_map(String::from)
+}
+
 fn filler() -> impl Strategy<Value = String> {
     prop_oneof![
         Just(String::new()),
@@ -66,8 +70,10 @@ fn ini_file() -> impl Strategy<Value = String> {
         )),
         prop::option::of(entry("network_interface", "([a-z][a-z0-9.]{0,14})?")),
         prop::option::of(entry("check_ssh_sessions", switch())),
+        prop::option::of(entry("cpu_scope", scope())),
+        prop::option::of(entry("network_scope", scope())),
     )
-        .prop_map(|(a, b, c, d, e, f, g)| [a, b, c, d, e, f, g].into_iter().flatten().collect::<Vec<_>>());
+        .prop_map(|(a, b, c, d, e, f, g, h, i)| [a, b, c, d, e, f, g, h, i].into_iter().flatten().collect::<Vec<_>>());
     let namespaces = prop::collection::btree_set("[a-z][a-z0-9]{0,8}", 0..4).prop_flat_map(|names| {
         let count = names.len();
         (Just(names), prop::collection::vec((comment(), filler()), count)).prop_map(|(names, rest)| {

@@ -8,6 +8,8 @@
     reason = "a test with a harness of its own, which clippy does not take for one"
 )]
 
+#[path = "support/cgroups.rs"]
+mod cgroups;
 #[path = "kernel/classes.rs"]
 mod classes;
 #[path = "kernel/connections.rs"]
@@ -22,6 +24,8 @@ mod lifecycle;
 mod load;
 #[path = "support/netns.rs"]
 mod netns;
+#[path = "kernel/owners.rs"]
+mod owners;
 #[path = "kernel/traffic.rs"]
 mod traffic;
 
@@ -45,7 +49,7 @@ use vmstation_agent::{
 /// Names the trial, or the helper of a trial, that this process is.
 const ROLE: &str = "VMSTATION_KERNEL_TEST";
 
-const TRIALS: [(&str, fn()); 24] = [
+const TRIALS: [(&str, fn()); 30] = [
     (
         "every_program_loads_and_attaches",
         lifecycle::every_program_loads_and_attaches,
@@ -105,6 +109,30 @@ const TRIALS: [(&str, fn()); 24] = [
         connections::a_full_ring_buffer_is_counted,
     ),
     (
+        "bytes_are_the_cgroups_of_their_sockets",
+        owners::bytes_are_the_cgroups_of_their_sockets,
+    ),
+    (
+        "cgroups_without_room_are_counted_together",
+        owners::cgroups_without_room_are_counted_together,
+    ),
+    (
+        "pods_are_counted_by_class_and_nobody_else_is",
+        owners::pods_are_counted_by_class_and_nobody_else_is,
+    ),
+    (
+        "fuzzed_packets_of_pods_are_in_exactly_one_class",
+        owners::fuzzed_packets_of_pods_are_in_exactly_one_class,
+    ),
+    (
+        "e1_missing_capabilities_are_the_reason_why_nobody_is_named",
+        owners::missing_capabilities_are_the_reason,
+    ),
+    (
+        "e1_a_question_cut_short_leaves_nothing_attached",
+        owners::a_question_cut_short_leaves_nothing_attached,
+    ),
+    (
         "traffic_beyond_the_budget_is_told_once",
         edges::traffic_beyond_the_budget_is_told_once,
     ),
@@ -143,6 +171,7 @@ fn main() -> ExitCode {
         Err(_) => run_trials(),
         Ok("attached") => lifecycle::attached(),
         Ok("report") => lifecycle::report(),
+        Ok("owner") => owners::attach_or_say_why(),
         Ok(name) => {
             let (_, trial) = TRIALS.iter().find(|(trial, _)| *trial == name).expect("a trial");
             netns::enter();

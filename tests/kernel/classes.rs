@@ -36,7 +36,7 @@ enum Class {
 use Class::{Background as B, Multicast as M, User as U};
 
 /// A frame that [`US`] sends to [`THEM`].
-struct Flow {
+pub(crate) struct Flow {
     name: String,
     frame: Vec<u8>,
     /// To the sender.
@@ -481,7 +481,7 @@ pub(crate) fn fuzzed_frames_are_in_exactly_one_class() {
     let mut probes = all_running(&[]);
     probes.set_background(&Policy::default().detection.background).unwrap();
     probes.sync_interfaces(std::slice::from_ref(&lo));
-    let seeds: Vec<_> = [by_port(), by_hand()].into_iter().flatten().collect();
+    let seeds = seeds();
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut before = probes.net()[&lo].clone().unwrap();
     let mut counts = BTreeMap::<Class, u64>::new();
@@ -523,9 +523,14 @@ pub(crate) fn fuzzed_frames_are_in_exactly_one_class() {
     );
 }
 
+/// What noise is made of.
+pub(crate) fn seeds() -> Vec<Flow> {
+    [by_port(), by_hand()].into_iter().flatten().collect()
+}
+
 /// Noise, a frame cut off, or a frame with some bytes changed. The kernel runs over no frame whose outermost IP header is cut off (those
 /// are in the table of flows).
-fn fuzzed(seeds: &[Flow], random: &mut Random) -> Vec<u8> {
+pub(crate) fn fuzzed(seeds: &[Flow], random: &mut Random) -> Vec<u8> {
     const SHORTEST: usize = 15;
     let seed = &seeds[random.below(seeds.len())].frame;
     let mut frame = seed.clone();
@@ -554,10 +559,10 @@ fn fuzzed(seeds: &[Flow], random: &mut Random) -> Vec<u8> {
 }
 
 /// xorshift64: the same frames in every run.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn below(&mut self, end: usize) -> usize {
+    pub(crate) fn below(&mut self, end: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     os::unix::process::CommandExt as _,
-    process::{Child, Command, ExitCode, Stdio},
+    process::{Command, ExitCode, Stdio},
     thread,
 };
 
@@ -49,7 +49,7 @@ pub(crate) fn a_killed_agent_leaves_nothing() {
         .read_line(&mut ready)
         .unwrap();
     assert_eq!(ready, "ready\n");
-    let objects = bpf_objects(&agent);
+    let objects = bpf_objects(agent.id());
     let links = if has_tcx() { 6 } else { 4 };
     for (kind, least) in [("prog_id", 6), ("map_id", 5), ("link_id", links)] {
         let found = objects.iter().filter(|(name, _)| name == kind).count();
@@ -69,10 +69,13 @@ pub(crate) fn a_killed_agent_leaves_nothing() {
 }
 
 /// Programs, maps and links that a process holds open: kind and id, as /proc/PID/fdinfo names them.
-fn bpf_objects(process: &Child) -> BTreeSet<(String, u32)> {
+pub(crate) fn bpf_objects(process: u32) -> BTreeSet<(String, u32)> {
     let mut objects = BTreeSet::new();
-    for entry in fs::read_dir(format!("/proc/{}/fdinfo", process.id())).unwrap() {
-        let info = fs::read_to_string(entry.unwrap().path()).unwrap();
+    for entry in fs::read_dir(format!("/proc/{process}/fdinfo")).unwrap() {
+        // Closed in the meantime, as the one that lists them is.
+        let Ok(info) = fs::read_to_string(entry.unwrap().path()) else {
+            continue;
+        };
         for line in info.lines() {
             if let Some((kind @ ("prog_id" | "map_id" | "link_id"), id)) = line.split_once(":\t") {
                 objects.insert((kind.to_owned(), id.trim().parse().unwrap()));
@@ -83,7 +86,7 @@ fn bpf_objects(process: &Child) -> BTreeSet<(String, u32)> {
 }
 
 /// Those the kernel still has (bpf(2), BPF_*_GET_FD_BY_ID).
-fn still_there(objects: &BTreeSet<(String, u32)>) -> BTreeSet<(String, u32)> {
+pub(crate) fn still_there(objects: &BTreeSet<(String, u32)>) -> BTreeSet<(String, u32)> {
     let exists = |(kind, id): &&(String, u32)| {
         let command: libc::c_long = match kind.as_str() {
             "prog_id" => 13,
@@ -129,10 +132,10 @@ pub(crate) fn attached() -> ExitCode {
     }
 }
 
-const NET_ADMIN: u32 = 12;
-const SYS_ADMIN: u32 = 21;
+pub(crate) const NET_ADMIN: u32 = 12;
+pub(crate) const SYS_ADMIN: u32 = 21;
 const PERFMON: u32 = 38;
-const BPF: u32 = 39;
+pub(crate) const BPF: u32 = 39;
 
 pub(crate) fn missing_capabilities_cost_only_their_family() {
     const REFUSED: Result<(), &str> = Err("Operation not permitted");
@@ -153,6 +156,23 @@ pub(crate) fn missing_btf_costs_only_what_needs_it() {
 /// Compares the states of net, ssh and sched (or a part of the reason) of an agent without some capabilities.
 fn check_report(without: &'static [u32], expected: [Result<(), &str>; 3]) {
     let mut command = this_program("report");
+    drop_capabilities(&mut command, without);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let states = String::from_utf8(output.stdout).unwrap();
+    let states: Vec<_> = states.lines().collect();
+    assert_eq!(states.len(), expected.len(), "one line each: {states:?}");
+    for (state, expected) in states.iter().zip(expected) {
+        let as_expected = match expected {
+            Ok(()) => *state == "runs",
+            Err(reason) => *state != "runs" && state.contains(reason),
+        };
+        assert!(as_expected, "without {without:?}: {state:?} instead of {expected:?}");
+    }
+}
+
+/// The command will not have these, whoever starts it.
+pub(crate) fn drop_capabilities(command: &mut Command, without: &'static [u32]) {
     // SAFETY: only a system call between fork and exec. A capability that is not in the bounding set is not gained by root's exec.
     unsafe {
         command.pre_exec(move || {
@@ -167,18 +187,6 @@ fn check_report(without: &'static [u32], expected: [Result<(), &str>; 3]) {
             }
             Ok(())
         });
-    }
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    let states = String::from_utf8(output.stdout).unwrap();
-    let states: Vec<_> = states.lines().collect();
-    assert_eq!(states.len(), expected.len(), "one line each: {states:?}");
-    for (state, expected) in states.iter().zip(expected) {
-        let as_expected = match expected {
-            Ok(()) => *state == "runs",
-            Err(reason) => *state != "runs" && state.contains(reason),
-        };
-        assert!(as_expected, "without {without:?}: {state:?} instead of {expected:?}");
     }
 }
 
