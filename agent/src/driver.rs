@@ -27,6 +27,7 @@ use crate::{
     history::History,
     idle::{Action, Event as IdleEvent, Finding, Hold, Idle, Settings, State},
     keeper::Keeper,
+    memory,
     probes::Family,
     report::Why,
     sample::Sample,
@@ -172,6 +173,7 @@ impl Driver {
         if self.keeper.failure().is_some() {
             self.save(begun);
         }
+        let is_start = !self.history.has_rates();
         let reading = self.sensors.read();
         let sample = self.history.add(reading, self.sample_every());
         self.sample = Some(sample);
@@ -179,6 +181,10 @@ impl Driver {
         let begun = self.escalate(begun);
         self.schedule_sample(begun);
         self.arm_edges();
+        if is_start && self.history.has_rates() {
+            // The start is over.
+            memory::give_back(None);
+        }
     }
 
     /// On the way to sleep, activity is to be noticed when it happens. In use, nothing waits for it.

@@ -17,6 +17,7 @@ pub mod interfaces;
 pub mod keeper;
 pub mod kubepods;
 pub mod lock;
+pub mod memory;
 pub mod owner;
 pub mod pods;
 pub mod power_log;

@@ -33,13 +33,13 @@ use aya::{
     },
 };
 use aya_log::EbpfLogger;
-use nix::libc;
 use tracing::{info, warn};
 
 use crate::{
     config::{Background, ProbeMode},
     counters::{CpuTotals, Interface, NetTotals},
     edges::{Budget, Edge},
+    memory,
 };
 use edge::Edges;
 use kernel_types::{KernelTypes, KernelTypesError};
@@ -62,9 +62,9 @@ const OFFSETS: [(&str, &str, &str); 12] = [
     ("TASK_PID", "task_struct", "pid"),
     ("TASK_TGID", "task_struct", "tgid"),
     ("TASK_MM", "task_struct", "mm"),
+    ("TASK_COMM", "task_struct", "comm"),
     ("MM_ARG_START", "mm_struct", "arg_start"),
     ("SOCK_FAMILY", "sock_common", "skc_family"),
-    ("SOCK_PROTOCOL", "sock", "sk_protocol"),
     ("SOCK_PEER_PORT", "sock_common", "skc_dport"),
     ("SOCK_PEER_V4", "sock_common", "skc_daddr"),
     ("SOCK_PEER_V6", "sock_common", "skc_v6_daddr"),
@@ -141,7 +141,8 @@ impl Probes {
             (ProbeMode::Auto | ProbeMode::Always, None) => Err(not_built()),
             (ProbeMode::Auto | ProbeMode::Always, Some(programs)) => Families::load(programs, ssh_ports),
         };
-        give_memory_back();
+        // The kernel's type information, 40 MB, is gone by now.
+        memory::give_back(PROGRAMS);
         Self {
             families,
             wanted: Vec::new(),
@@ -482,15 +483,6 @@ where
     let path = paths.find(|path| fdinfo(path, "link_id:") == Ok(u64::from(id)));
     path.map(|path| (link, path))
         .ok_or_else(|| format!("{FOLDER} does not show link {id}"))
-}
-
-/// The kernel's type information is large and gone by now; the C library would keep its memory for later.
-fn give_memory_back() {
-    // SAFETY: may be called at any time; see malloc_trim(3).
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }
 
 /// What was attempted and the whole chain of causes, in one line.

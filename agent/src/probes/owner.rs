@@ -14,7 +14,8 @@ use aya::{
     util::nr_cpus,
 };
 
-use super::{PROGRAMS, give_memory_back, missing, not_built, reason, take};
+use super::{PROGRAMS, missing, not_built, reason, take};
+use crate::memory;
 
 /// Counts the traffic of every cgroup while it lives; dropping it takes all of it out of the kernel.
 pub struct OwnerProbe {
@@ -95,7 +96,7 @@ pub(super) fn load(cgroups: u32) -> Result<Ebpf, String> {
         .btf(None)
         .map_max_entries("VMS_OWN", cgroups)
         .load(programs);
-    give_memory_back();
+    memory::give_back(Some(programs));
     ebpf.map_err(|error| reason("create the maps of the eBPF programs (needs CAP_BPF)", &error))
 }
 
