@@ -19,6 +19,8 @@ use crate::{
 /// The kernel's instruction set, little endian, as rustc names it.
 const TARGET: &str = "bpfel-unknown-none";
 const OBJECT: &str = "vmstation-probes";
+/// What the benches compare with; nothing embeds it.
+const BENCH_OBJECT: &str = "vmstation-bench-probes";
 
 /// Builds the eBPF programs into target/ebpf/vmstation-probes.
 ///
@@ -61,6 +63,8 @@ pub(crate) fn build(workspace: &Workspace) -> Result<Built> {
             "agent-ebpf",
             "--bin",
             OBJECT,
+            "--bin",
+            BENCH_OBJECT,
             "--features",
             "programs",
         ])
@@ -72,8 +76,12 @@ pub(crate) fn build(workspace: &Workspace) -> Result<Built> {
     }
     step::run(workspace, "build-ebpf", "building the eBPF programs", &mut command)?;
 
-    let object = folder.join(TARGET).join("release").join(OBJECT);
-    let bytes = fs::read(&object).with_context(|| format!("read {}", object.display()))?;
+    let read = |object: &str| {
+        let path = folder.join(TARGET).join("release").join(object);
+        fs::read(&path).with_context(|| format!("read {}", path.display()))
+    };
+    replace_if_different(&workspace.bench_probes(), &read(BENCH_OBJECT)?)?;
+    let bytes = read(OBJECT)?;
     let programs = elf::programs(&bytes)?;
     let changed = replace_if_different(&workspace.probes(), &bytes)?;
     Ok(Built {

@@ -56,13 +56,15 @@ struct Check {
 fn cargo_checks(workspace: &Workspace) -> Vec<Check> {
     const STRICT: [&str; 3] = ["--", "-D", "warnings"];
     // A program for the kernel, looked at by the host's compiler: the lints are the same, and the host's has clippy.
-    const PROGRAMS: [&str; 6] = [
+    const PROGRAMS: [&str; 8] = [
         "--package",
         "agent-ebpf",
         "--features",
         "programs",
         "--bin",
         "vmstation-probes",
+        "--bin",
+        "vmstation-bench-probes",
     ];
     let check = |name: &'static str, verb: &[&str], variables: &[(&str, &str)]| {
         let mut command = workspace.cargo();

@@ -65,6 +65,11 @@ impl Workspace {
         self.target.join("ebpf/vmstation-probes")
     }
 
+    /// The programs that the benches compare with.
+    pub(crate) fn bench_probes(&self) -> PathBuf {
+        self.target.join("ebpf/vmstation-bench-probes")
+    }
+
     /// Tools built or unpacked for this tree only.
     pub(crate) fn tools(&self) -> PathBuf {
         self.target.join("tools")
