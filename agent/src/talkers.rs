@@ -99,7 +99,7 @@ pub fn rank(traffic: &OwnerTraffic, over: Duration, cgroups: &[Cgroup], names: &
     let told = traffic.by_cgroup.iter().map(|(id, counters)| {
         let owner = match paths.get(id) {
             Some(path) => Owner::of(path).named(names),
-            None => format!("cgroup {id}, which is gone"),
+            None => format!("cgroup {id} (not found: it may be gone)"),
         };
         (owner, counters)
     });
@@ -195,7 +195,7 @@ mod tests {
         };
         let expected = [
             "cgroups beyond the first 4095: 0 B/s received, 40 B/s sent",
-            "cgroup 4711, which is gone: 20 B/s received, 0 B/s sent",
+            "cgroup 4711 (not found: it may be gone): 20 B/s received, 0 B/s sent",
         ];
         assert_eq!(ranked(&traffic), expected);
         assert_eq!(rank(&traffic, Duration::ZERO, &[], &PodNames::default()), []);
