@@ -139,11 +139,13 @@ impl Sensors {
         let Some(sessions) = &mut self.sessions else {
             return Reading::NotConfigured;
         };
-        let seen = match sessions.refresh(BootTime::now()) {
+        let counted = self.probes.ssh();
+        let opened = counted.as_ref().ok().filter(|counters| counters.lost == self.ssh_lost);
+        let seen = match sessions.look(BootTime::now(), opened.map(|counters| counters.opened)) {
             Ok(seen) => seen,
             Err(error) => return Reading::Unreadable(error.to_string()),
         };
-        match self.probes.ssh() {
+        match counted {
             // A record that was lost may have told of a session that is over: in doubt there was one.
             Ok(counters) if counters.lost > self.ssh_lost => {
                 let lost = counters.lost - self.ssh_lost;

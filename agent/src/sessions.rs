@@ -43,6 +43,9 @@ use crate::{
 /// A connection that no sshd holds counts as a session after this time. A real sshd holds every connection from the accept on.
 pub const DOUBT_AFTER: Duration = Duration::from_secs(5);
 
+/// How long it is believed without a listing that there is no connection.
+const LIST_EVERY: Duration = Duration::from_secs(60);
+
 /// Deepest nesting of processes within one connection; three are usual.
 const DEEPEST: usize = 8;
 
@@ -98,6 +101,21 @@ impl Sessions {
             logind.drain();
         }
         self.tracker.refresh(now)
+    }
+
+    /// The same, but without asking for connections again where there were none at the last listing, a minute ago at most, and the kernel has
+    /// seen none opened since: a walk through its table of connections is the dearest part of a sample.
+    ///
+    /// `opened`: how many the program has counted ([`agent_ebpf::SshCounters::opened`]), read before this call; `None` if it has missed
+    /// some or does not run.
+    ///
+    /// # Errors
+    /// As [`Self::refresh`].
+    pub fn look(&mut self, now: BootTime, opened: Option<u64>) -> Result<SshSeen, SessionsError> {
+        if let Some(logind) = &self.logind {
+            logind.drain();
+        }
+        self.tracker.look(now, opened)
     }
 
     /// Takes a record of the kernel. Costs a few file reads, and a listing only when somebody logs in.
@@ -182,6 +200,14 @@ struct Listener {
     elsewhere: bool,
 }
 
+/// A listing without any connection.
+#[derive(Clone, Copy, Debug)]
+struct Rest {
+    at: BootTime,
+    /// Connections that the kernel had seen opened before.
+    opened: u64,
+}
+
 struct Tracker<C, P> {
     ports: Vec<u16>,
     connections: C,
@@ -193,6 +219,7 @@ struct Tracker<C, P> {
     listener: Option<Listener>,
     /// Whether a connection was opened that has not been listed.
     unlisted: bool,
+    rest: Option<Rest>,
     last_activity: Option<BootTime>,
     logins: u64,
 }
@@ -207,9 +234,23 @@ impl<C: Connections, P: Processes> Tracker<C, P> {
             judged: VecDeque::new(),
             listener: None,
             unlisted: false,
+            rest: None,
             last_activity: None,
             logins: 0,
         }
+    }
+
+    fn look(&mut self, now: BootTime, opened: Option<u64>) -> Result<SshSeen, SessionsError> {
+        let rests = |rest: Rest| opened == Some(rest.opened) && now.since(rest.at) < LIST_EVERY;
+        if !self.unlisted && self.known.is_empty() && self.rest.is_some_and(rests) {
+            return Ok(self.seen());
+        }
+        self.rest = None;
+        let seen = self.refresh(now)?;
+        if self.known.is_empty() {
+            self.rest = opened.map(|opened| Rest { at: now, opened });
+        }
+        Ok(seen)
     }
 
     fn refresh(&mut self, now: BootTime) -> Result<SshSeen, SessionsError> {
@@ -219,12 +260,15 @@ impl<C: Connections, P: Processes> Tracker<C, P> {
         if self.known.values().any(Known::is_open_question) {
             self.decide(now).map_err(SessionsError::Processes)?;
         }
-        let sessions: Vec<Session> = self.known.values().filter_map(Known::session).collect();
-        Ok(SshSeen {
-            sessions,
+        Ok(self.seen())
+    }
+
+    fn seen(&self) -> SshSeen {
+        SshSeen {
+            sessions: self.known.values().filter_map(Known::session).collect(),
             last_activity: self.last_activity,
             logins: self.logins,
-        })
+        }
     }
 
     fn record(&mut self, record: &SshRecord, now: BootTime) -> Noticed {

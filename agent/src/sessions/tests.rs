@@ -217,6 +217,36 @@ fn a_login_counts_from_proof_to_end() {
 }
 
 #[test]
+fn connections_are_asked_for_again_when_the_kernel_has_seen_one_or_a_minute_is_over() {
+    let (host, mut tracker) = FakeHost::new();
+    let listings = |host: &FakeHost| host.0.borrow().listings;
+    tracker.look(at(1), Some(7)).unwrap();
+    for second in 2..61 {
+        tracker.look(at(second), Some(7)).unwrap();
+    }
+    assert_eq!(listings(&host), 1);
+    tracker.look(at(61), Some(7)).unwrap();
+    assert_eq!(listings(&host), 2, "a minute is over");
+
+    // The record of it may still wait in the ring buffer.
+    host.preauth(20, 500, "alice");
+    host.authenticated(20, 500, "alice");
+    assert_eq!(users(&tracker.look(at(62), Some(8)).unwrap()), ["alice"]);
+    for second in 63..70 {
+        tracker.look(at(second), Some(8)).unwrap();
+    }
+    assert_eq!(listings(&host), 10, "how long it has been idle is asked each time");
+    host.disconnect(500);
+    assert_eq!(users(&tracker.look(at(70), Some(8)).unwrap()), Vec::<&str>::new());
+
+    // Where the kernel does not tell, or may have missed one.
+    let before = listings(&host);
+    tracker.look(at(71), None).unwrap();
+    tracker.look(at(72), Some(8)).unwrap();
+    assert_eq!(listings(&host), before + 2);
+}
+
+#[test]
 fn hanging_before_authentication_never_counts() {
     let (host, mut tracker) = FakeHost::new();
     host.preauth(20, 500, "root");
