@@ -1,6 +1,6 @@
 //! Counts the connections to the SSH ports, and writes a record when one opens or closes and when the SSH server forks.
 //!
-//! Only the server's side counts: a connection is one that a listener accepted. It is remembered in its socket (the kernel frees
+//! Only the server's side counts: a connection is one that a listener accepted, in the network namespace that [`SSH_NETNS`] names. It is remembered in its socket (the kernel frees
 //! that with the socket), so that its end counts once and that of a client's socket never. Who is authenticated is for the agent to find out.
 
 use agent_ebpf::{SSH_PORTS, SSH_RING_BYTES, SSH_TITLE, SshCounters, SshRecord, SshRecordKind};
@@ -29,9 +29,15 @@ static VMS_SSH_SOCKS: SkStorage<u32> = SkStorage::new();
 #[unsafe(no_mangle)]
 static SSH_PORT: Global<[u16; SSH_PORTS]> = Global::new([0; SSH_PORTS]);
 
+/// Inode number of the network namespace that counts; 0: all do.
+#[unsafe(no_mangle)]
+static SSH_NETNS: Global<u32> = Global::new(0);
+
 /// Offsets in `struct sock`, the parts of `struct sock_common` included.
 #[unsafe(no_mangle)]
 static SOCK_FAMILY: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static SOCK_NET: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static SOCK_PEER_PORT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -55,6 +61,16 @@ static TASK_TGID: Global<u32> = Global::new(0);
 static TASK_MM: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static TASK_COMM: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static TASK_NSPROXY: Global<u32> = Global::new(0);
+/// Offset in `struct nsproxy`.
+#[unsafe(no_mangle)]
+static NSPROXY_NET: Global<u32> = Global::new(0);
+/// Offset of the `struct ns_common` in `struct net`, and of the inode number in that.
+#[unsafe(no_mangle)]
+static NET_NS: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static NS_INUM: Global<u32> = Global::new(0);
 /// Offset in `struct mm_struct`.
 #[unsafe(no_mangle)]
 static MM_ARG_START: Global<u32> = Global::new(0);
@@ -87,7 +103,7 @@ pub(crate) fn vms_ssh(ctx: BtfTracePointContext) -> i32 {
     }
     // SAFETY: the offset is that of a `u16`; the verifier checks it against `struct tcp_sock`. Network byte order.
     let port = u16::from_be(unsafe { read(tcp, &INET_LOCAL_PORT) });
-    if port != 0 && SSH_PORT.load().contains(&port) {
+    if port != 0 && SSH_PORT.load().contains(&port) && is_ours(sk, &SOCK_NET) {
         count(&ctx, kind, sk, tcp, port);
     }
     0
@@ -105,6 +121,11 @@ pub(crate) fn vms_ssh_fork(ctx: BtfTracePointContext) -> i32 {
     };
     // SAFETY: the offsets are those of `pid_t` fields; the verifier checks them against `struct task_struct`.
     let (pid, tgid) = unsafe { (read::<u32>(child, &TASK_PID), read::<u32>(child, &TASK_TGID)) };
+    // SAFETY: the helper checks the address.
+    let namespaces = unsafe { bpf_probe_read_kernel(at::<*const u8>(parent, &TASK_NSPROXY)) };
+    if !namespaces.map_or(true, |namespaces| is_ours(namespaces, &NSPROXY_NET)) {
+        return 0;
+    }
     let Some(counters) = counters() else { return 0 };
     if pid == tgid {
         let record = SshRecord {
@@ -118,6 +139,23 @@ pub(crate) fn vms_ssh_fork(ctx: BtfTracePointContext) -> i32 {
         tell(&ctx, counters, record);
     }
     0
+}
+
+/// Whether the network namespace counts to which `holder` points at an offset. One that cannot be read does: doubt keeps the host awake.
+#[inline(always)]
+fn is_ours(holder: *const u8, offset: &Global<u32>) -> bool {
+    let ours = SSH_NETNS.load();
+    if ours == 0 {
+        return true;
+    }
+    // SAFETY: the helpers check the addresses.
+    let number = unsafe {
+        bpf_probe_read_kernel(at::<*const u8>(holder, offset)).and_then(|net| {
+            let common: *const u8 = at(net, &NET_NS);
+            bpf_probe_read_kernel(at::<u32>(common, &NS_INUM))
+        })
+    };
+    number.map_or(true, |number| number == ours)
 }
 
 /// The beginning of the arguments of the current process: sshd keeps its title there. By the time the agent looks it may be gone.

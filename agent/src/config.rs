@@ -104,8 +104,21 @@ pub enum Scope {
 pub struct SshDetection {
     /// Ports of the SSH server: 1 to [`agent_ebpf::SSH_PORTS`] of them, none 0.
     pub ports: Vec<u16>,
+    /// Where the SSH server runs.
+    pub namespaces: SshNamespaces,
     /// A session idle for longer than this stops counting; `None`: it counts for ever.
     pub idle_cap: Option<Duration>,
+}
+
+/// Network namespaces whose SSH servers count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SshNamespaces {
+    /// That of the agent.
+    #[default]
+    Host,
+    /// Those of pods and containers too: a login there is activity at the moment it happens. Only the sessions of the agent's own
+    /// namespace can be listed, so no session elsewhere counts for as long as it is open.
+    All,
 }
 
 /// How and when to tell.
@@ -392,6 +405,7 @@ impl Default for Policy {
                 background: Background::of_a_node(&[22]),
                 ssh: Some(SshDetection {
                     ports: vec![22],
+                    namespaces: SshNamespaces::Host,
                     idle_cap: None,
                 }),
             },

@@ -3,6 +3,7 @@
 //! Reads `/sys/class/net` and listens to rtnetlink; never changes an interface. The caller owns the list and compares.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::fd::{AsRawFd as _, OwnedFd},
     path::Path,
@@ -22,7 +23,7 @@ const FOLDER: &str = "/sys/class/net";
 
 /// The interfaces of `named` that exist; if none is named, every physical one: those with a parent on a bus
 /// (`/sys/class/net/IF/device`). Bonds, bridges, VLANs and the like have none and do not count, since their ports do; nor does
-/// loopback, unless it is named.
+/// loopback, unless it is named. One that lies on top of another of them is left out, see [`left_out`].
 ///
 /// # Errors
 /// `/sys/class/net` could not be listed.
@@ -31,7 +32,63 @@ pub fn select(named: &[String]) -> io::Result<Vec<Interface>> {
     let mut interfaces: Vec<_> = names.into_iter().filter_map(existing).collect();
     interfaces.sort();
     interfaces.dedup();
+    let uppers = uppers_of(&interfaces)?;
+    interfaces.retain(|interface| !uppers.contains_key(&interface.name));
     Ok(interfaces)
+}
+
+/// Those of `named` that lie on top of another one (a bridge and its port, a VLAN and its device), each with that one: what they carry
+/// passes there too and would count twice.
+///
+/// # Errors
+/// As in [`select`].
+pub fn left_out(named: &[String]) -> io::Result<BTreeMap<String, String>> {
+    let interfaces: Vec<_> = named.iter().cloned().filter_map(existing).collect();
+    uppers_of(&interfaces)
+}
+
+/// Upper interfaces, each with one below it of the same list. One with a parent on a bus is a port of its own, whatever is below it.
+fn uppers_of(interfaces: &[Interface]) -> io::Result<BTreeMap<String, String>> {
+    let mut uppers = BTreeMap::new();
+    for Interface { name, .. } in interfaces.iter().filter(|interface| !is_physical(&interface.name)) {
+        let below = all_below(name)?;
+        if let Some(other) = interfaces.iter().find(|other| below.contains(&other.name)) {
+            uppers.insert(name.clone(), other.name.clone());
+        }
+    }
+    Ok(uppers)
+}
+
+/// Everything below an interface, by the links `lower_NAME` in its folder. The kernel nests at most 8 deep (`MAX_NEST_DEV`).
+fn all_below(name: &str) -> io::Result<BTreeSet<String>> {
+    let (mut found, mut next) = (BTreeSet::new(), vec![name.to_owned()]);
+    while let Some(name) = next.pop() {
+        let folder = Path::new(FOLDER).join(&name);
+        let files = match fs::read_dir(&folder) {
+            Ok(files) => files,
+            // It is gone, and so nothing is counted twice.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                return Err(io::Error::new(
+                    error.kind(),
+                    format!("list {}: {error}", folder.display()),
+                ));
+            }
+        };
+        for file in files {
+            if let Ok(file) = file?.file_name().into_string()
+                && let Some(below) = file.strip_prefix("lower_")
+                && found.insert(below.to_owned())
+            {
+                next.push(below.to_owned());
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn is_physical(name: &str) -> bool {
+    Path::new(FOLDER).join(name).join("device").exists()
 }
 
 fn physical() -> io::Result<Vec<String>> {
@@ -40,7 +97,7 @@ fn physical() -> io::Result<Vec<String>> {
     for entry in fs::read_dir(FOLDER).map_err(folder)? {
         // Interface names are bytes without slash; one that is not UTF-8 cannot be configured either.
         if let Ok(name) = entry.map_err(folder)?.file_name().into_string()
-            && Path::new(FOLDER).join(&name).join("device").exists()
+            && is_physical(&name)
         {
             names.push(name);
         }

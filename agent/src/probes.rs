@@ -17,8 +17,8 @@ mod ssh;
 use std::{
     collections::BTreeMap,
     error::Error,
-    fs,
-    os::fd::BorrowedFd,
+    fs, io,
+    os::{fd::BorrowedFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -36,7 +36,7 @@ use aya_log::EbpfLogger;
 use tracing::{info, warn};
 
 use crate::{
-    config::{Background, ProbeMode},
+    config::{Background, ProbeMode, SshNamespaces},
     counters::{CpuTotals, Interface, NetTotals},
     edges::{Budget, Edge},
     memory,
@@ -58,13 +58,18 @@ static PROGRAMS: Option<&[u8]> = None;
 const RECORD_HEADER: usize = 8;
 
 /// Frozen globals of the programs that hold the offset of a kernel field: global, structure, field. A `sock` begins with its `sock_common`.
-const OFFSETS: [(&str, &str, &str); 12] = [
+const OFFSETS: [(&str, &str, &str); 17] = [
     ("TASK_PID", "task_struct", "pid"),
     ("TASK_TGID", "task_struct", "tgid"),
     ("TASK_MM", "task_struct", "mm"),
     ("TASK_COMM", "task_struct", "comm"),
+    ("TASK_NSPROXY", "task_struct", "nsproxy"),
+    ("NSPROXY_NET", "nsproxy", "net_ns"),
+    ("NET_NS", "net", "ns"),
+    ("NS_INUM", "ns_common", "inum"),
     ("MM_ARG_START", "mm_struct", "arg_start"),
     ("SOCK_FAMILY", "sock_common", "skc_family"),
+    ("SOCK_NET", "sock_common", "skc_net"),
     ("SOCK_PEER_PORT", "sock_common", "skc_dport"),
     ("SOCK_PEER_V4", "sock_common", "skc_daddr"),
     ("SOCK_PEER_V6", "sock_common", "skc_v6_daddr"),
@@ -131,15 +136,23 @@ struct Families {
 }
 
 impl Probes {
+    /// Like [`Self::load_with`], for SSH in the network namespace of the calling thread.
+    #[must_use]
+    pub fn load(ssh_ports: &[u16], mode: ProbeMode) -> Self {
+        Self::load_with(ssh_ports, SshNamespaces::Host, mode)
+    }
+
     /// Loads and attaches whatever this kernel and this process's privileges allow. Interfaces come with [`Self::sync_interfaces`].
     ///
     /// `ssh_ports`: at most [`SSH_PORTS`], none 0. Takes some 100 ms and, while it runs, 40 MB, for the kernel's type information.
     #[must_use]
-    pub fn load(ssh_ports: &[u16], mode: ProbeMode) -> Self {
+    pub fn load_with(ssh_ports: &[u16], ssh_namespaces: SshNamespaces, mode: ProbeMode) -> Self {
         let families = match (mode, PROGRAMS) {
             (ProbeMode::Off, _) => Err("switched off (`probes = \"off\"`)".into()),
             (ProbeMode::Auto | ProbeMode::Always, None) => Err(not_built()),
-            (ProbeMode::Auto | ProbeMode::Always, Some(programs)) => Families::load(programs, ssh_ports),
+            (ProbeMode::Auto | ProbeMode::Always, Some(programs)) => {
+                Families::load(programs, ssh_ports, ssh_namespaces)
+            }
         };
         // The kernel's type information, 40 MB, is gone by now.
         memory::give_back(PROGRAMS);
@@ -380,8 +393,12 @@ impl Families {
         self.edges.as_mut().map_err(|why| why.clone())
     }
 
-    fn load(programs: &[u8], ssh_ports: &[u16]) -> Result<Self, String> {
+    fn load(programs: &[u8], ssh_ports: &[u16], ssh_namespaces: SshNamespaces) -> Result<Self, String> {
         let fields = offsets().map_err(|error| reason("find the kernel's fields", &error));
+        let netns = match ssh_namespaces {
+            SshNamespaces::Host => own_netns(),
+            SshNamespaces::All => Ok(0),
+        };
         let btf = Btf::from_sys_fs().map_err(|error| reason("read the kernel's type information (BTF)", &error));
         let mut ports = [0; SSH_PORTS];
         if ssh_ports.len() > ports.len() {
@@ -394,6 +411,9 @@ impl Families {
         let mut loader = EbpfLoader::new();
         // No relocations: the programs have none.
         loader.btf(None).override_global("SSH_PORT", &ports, true);
+        if let Ok(netns) = &netns {
+            loader.override_global("SSH_NETNS", netns, true);
+        }
         if let Ok(fields) = &fields {
             for ((global, ..), offset) in OFFSETS.iter().zip(fields) {
                 loader.override_global(global, offset, true);
@@ -406,7 +426,7 @@ impl Families {
         let edges = Edges::open(&mut ebpf);
         let net = Net::load(&mut ebpf);
         let btf = btf.as_ref().map_err(String::clone);
-        let ssh = fields.and_then(|_| Ssh::load(&mut ebpf, btf.clone()?));
+        let ssh = fields.and(netns).and_then(|_| Ssh::load(&mut ebpf, btf.clone()?));
         let sched = Sched::load(&mut ebpf);
         // Last: a failure here closes the map, and a program that uses a closed map cannot be loaded any more.
         let log = EbpfLogger::init_with_logger(&mut ebpf, KernelLog)
@@ -420,6 +440,20 @@ impl Families {
             log,
             ebpf,
         })
+    }
+}
+
+/// Inode number of the network namespace of the calling thread (namespaces(7)); 0 on a kernel that has only one.
+fn own_netns() -> Result<u32, String> {
+    const PATH: &str = "/proc/thread-self/ns/net";
+    match fs::metadata(PATH) {
+        Ok(metadata) => {
+            u32::try_from(metadata.ino()).map_err(|error| reason(&format!("take the number of {PATH}"), &error))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound && fs::exists("/proc/thread-self").unwrap_or(false) => {
+            Ok(0)
+        }
+        Err(error) => Err(reason(&format!("look at {PATH}"), &error)),
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Sensors {
     ssh_lost: u64,
     /// Why the list of interfaces could not be read.
     blind: Option<String>,
+    /// Configured interfaces that lie on top of another one, with that one.
+    left_out: BTreeMap<String, String>,
     /// Somebody had detached the programs from an interface since the last reading.
     disturbed: bool,
 }
@@ -42,8 +44,9 @@ impl Sensors {
     pub fn new(policy: &Policy) -> Self {
         let detection = policy.detection.clone();
         let ports = detection.ssh.as_ref().map_or(&[][..], |ssh| &ssh.ports);
+        let namespaces = detection.ssh.as_ref().map(|ssh| ssh.namespaces).unwrap_or_default();
         let mut sensors = Self {
-            probes: Probes::load(ports, policy.probes),
+            probes: Probes::load_with(ports, namespaces, policy.probes),
             sessions: detection.ssh.as_ref().map(|ssh| Sessions::new(&ssh.ports)),
             pods: Pods,
             pod_traffic: PodTraffic::default(),
@@ -51,6 +54,7 @@ impl Sensors {
             mode: policy.probes,
             ssh_lost: 0,
             blind: None,
+            left_out: BTreeMap::new(),
             disturbed: false,
         };
         for family in FAMILIES {
@@ -92,6 +96,7 @@ impl Sensors {
 
     /// Brings the watched interfaces up to date.
     pub fn links_changed(&mut self) {
+        self.tell_left_out();
         match interfaces::select(&self.detection.interfaces) {
             Ok(wanted) => {
                 self.disturbed |= self.probes.sync_interfaces(&wanted);
@@ -99,6 +104,20 @@ impl Sensors {
             }
             Err(error) => self.blind = Some(format!("cannot list the network interfaces: {error}")),
         }
+    }
+
+    /// Says once which configured interfaces do not count.
+    fn tell_left_out(&mut self) {
+        // Where it cannot be told, nothing can be counted either, which the reading says.
+        let left_out = interfaces::left_out(&self.detection.interfaces).unwrap_or_default();
+        for (upper, lower) in left_out.iter().filter(|(upper, _)| !self.left_out.contains_key(*upper)) {
+            tracing::warn!(
+                interface = upper,
+                on = lower,
+                "a configured interface is left out: it lies on top of another one, where its traffic counts already"
+            );
+        }
+        self.left_out = left_out;
     }
 
     /// Attaches the programs of a family, or takes them out of the kernel.

@@ -273,6 +273,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        config::SshNamespaces,
         counters::{Interface, PodsSeen, SshSeen},
         sample::{CpuUse, NetRates, TrafficRates},
     };
@@ -333,6 +334,7 @@ mod tests {
         let mut policy = Policy::default();
         policy.detection.ssh = Some(SshDetection {
             ports: vec![22],
+            namespaces: SshNamespaces::Host,
             idle_cap: cap.map(Duration::from_secs),
         });
         policy

@@ -16,13 +16,14 @@ use toml::Spanned;
 
 use super::{
     Background, Cidr, Detection, Logging, Notification, NotificationMethod, Policy, ProbeMode, Scope, SshDetection,
+    SshNamespaces,
     complaint::{Complaints, quote},
     file::{
         ActivityDetection, ConfigFile, DetectionOverrides, LoggingSection, NetworkBackground, NotificationSection,
         Overrides,
     },
     setting::Setting,
-    value::{Hint, Method, Origin, Probes, ScopeName, Slot, Span},
+    value::{Hint, Method, Namespaces, Origin, Probes, ScopeName, Slot, Span},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -269,6 +270,7 @@ impl Check<'_, '_> {
             .list(Setting::NetworkInterfaces, variables.network_interfaces, is_interface)
             .or(named);
         let ports = self.ports(written.ssh_ports);
+        let namespaces = self.any(Setting::SshNamespaces, written.ssh_namespaces);
         let idle_cap = self.span(
             Setting::SshIdleCap,
             written.ssh_idle_cap,
@@ -281,6 +283,10 @@ impl Check<'_, '_> {
             .or(true)
             .then(|| SshDetection {
                 ports,
+                namespaces: match namespaces.good() {
+                    Some(Namespaces::All) => SshNamespaces::All,
+                    Some(Namespaces::Host) | None => SshNamespaces::Host,
+                },
                 idle_cap: idle_cap.good(),
             });
 

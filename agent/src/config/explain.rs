@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use humantime::format_duration;
 
-use super::{Background, NotificationMethod, Policy, ProbeMode, Scope};
+use super::{Background, NotificationMethod, Policy, ProbeMode, Scope, SshNamespaces};
 
 /// A summary for people, several lines. Shows of a webhook's URL only the host: the rest often is its password.
 pub fn explain(policy: &Policy) -> String {
@@ -88,7 +88,11 @@ pub fn explain(policy: &Policy) -> String {
                 Some(cap) => format!("idle for less than {}", format_duration(cap)),
                 None => "however long it has been idle".into(),
             };
-            format!("  ssh: no session on port {}, {cap}", ports.join(", "))
+            let elsewhere = match ssh.namespaces {
+                SshNamespaces::Host => "",
+                SshNamespaces::All => "; no login in pods and containers",
+            };
+            format!("  ssh: no session on port {}, {cap}{elsewhere}", ports.join(", "))
         }
         None => "  ssh: not looked at".into(),
     });

@@ -12,7 +12,7 @@ use super::{
     complaint::quote,
     ini::{self, Word},
     setting::Setting,
-    value::{FromText, Level, LogSize, Method, Origin, Probes, ScopeName, Slot, Span},
+    value::{FromText, Level, LogSize, Method, Namespaces, Origin, Probes, ScopeName, Slot, Span},
 };
 
 /// The JSON Schema (draft 2020-12) of `autosleep.toml`, with descriptions, ranges and defaults.
@@ -101,6 +101,10 @@ pub(super) struct ActivityDetection {
     /// Ports of the SSH server.
     #[schemars(length(min = 1, max = 8), inner(range(min = 1)), extend("default" = [22]), with = "BTreeSet<u16>")]
     pub(super) ssh_ports: Option<Spanned<Vec<Slot<u16>>>>,
+    /// Network namespaces whose SSH servers count: the agent's own, or those of pods and containers too, where a login is activity at
+    /// the moment it happens.
+    #[schemars(extend("default" = "host"))]
+    pub(super) ssh_namespaces: Slot<Namespaces>,
     /// A session idle for longer than this stops counting; 1m to 365d. Without it a session counts for ever.
     pub(super) ssh_idle_cap: Slot<Span>,
 }

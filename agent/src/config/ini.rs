@@ -356,6 +356,7 @@ fn set(file: &mut ConfigFile, setting: Setting, value: Word<'_>) {
         Setting::MinAwake
         | Setting::Probes
         | Setting::SshPorts
+        | Setting::SshNamespaces
         | Setting::BackgroundDefaults
         | Setting::BackgroundPorts
         | Setting::BackgroundCidrs

@@ -181,6 +181,7 @@ fn entry(section: &str, key: &str, value: Word<'_>) -> String {
         Setting::MinAwake
         | Setting::Probes
         | Setting::SshPorts
+        | Setting::SshNamespaces
         | Setting::BackgroundDefaults
         | Setting::BackgroundPorts
         | Setting::BackgroundCidrs

@@ -30,6 +30,7 @@ pub(super) enum Setting {
     BackgroundProtocols,
     CheckSshSessions,
     SshPorts,
+    SshNamespaces,
     SshIdleCap,
     ExcludedNamespaces,
     PreventSleepLabels,
@@ -71,7 +72,7 @@ const SWITCH: &str = "true or false (also yes or no, on or off, 1 or 0)";
 const TOML_SWITCH: &str = "true or false, without quotes";
 
 impl Setting {
-    pub(super) const ALL: [Self; 32] = [
+    pub(super) const ALL: [Self; 33] = [
         Self::Enabled,
         Self::InactivityTimeout,
         Self::CheckInterval,
@@ -92,6 +93,7 @@ impl Setting {
         Self::BackgroundProtocols,
         Self::CheckSshSessions,
         Self::SshPorts,
+        Self::SshNamespaces,
         Self::SshIdleCap,
         Self::ExcludedNamespaces,
         Self::PreventSleepLabels,
@@ -239,6 +241,7 @@ impl Setting {
                 "ssh_ports",
                 "a list of 1 to 8 different ports, each 1 to 65535, such as [22]",
             ),
+            Self::SshNamespaces => toml_only("activity_detection", "ssh_namespaces", "\"host\" or \"all\""),
             Self::MinAwake => toml_only(
                 "general",
                 "min_awake",

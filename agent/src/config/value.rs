@@ -241,6 +241,17 @@ pub(super) enum Probes {
     Off,
 }
 
+/// Network namespaces whose SSH servers count.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(super) enum Namespaces {
+    /// The agent's own.
+    Host,
+    /// Those of pods and containers too.
+    All,
+}
+
 /// Whose use counts.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
