@@ -8,6 +8,7 @@ mod support {
     pub(crate) mod chatter;
     pub(crate) mod edges;
     pub(crate) mod escalation;
+    pub(crate) mod faults;
     #[expect(dead_code, reason = "the tests of the kernel half use more of it")]
     pub(crate) mod frames;
     #[expect(dead_code, reason = "the tests of the kernel half use more of it")]
@@ -74,7 +75,7 @@ const ALL: &str = "[general]\ncheck_interval = \"1s\"\n[activity_detection]\nnet
 
 fn main() {
     let arguments = libtest_mimic::Arguments::from_args();
-    let trials = vec![
+    let mut trials = vec![
         anywhere(
             "a_quiet_host_goes_through_grace_to_a_dry_run_suspend",
             a_quiet_host_sleeps,
@@ -103,6 +104,10 @@ fn main() {
             "x4_chatter_is_quiet_and_a_download_is_not",
             support::chatter::chatter_is_quiet_and_a_download_is_not,
         ),
+        with_sshd(
+            "x4_chatter_and_failed_logins_are_quiet_and_a_login_is_not",
+            support::chatter::chatter_is_quiet_and_a_login_is_not,
+        ),
         as_root(
             "why_names_the_pod_that_uses_the_network",
             support::talker::why_names_the_pod_that_uses_the_network,
@@ -125,6 +130,7 @@ fn main() {
         as_root("c1_another_user_may_read_but_not_change", another_user_reads_only),
         as_root("e2_kill_9_leaves_no_program_behind", kill_leaves_nothing),
     ];
+    trials.extend(support::faults::trials());
     // One after another: they watch the same loopback.
     libtest_mimic::run(
         &libtest_mimic::Arguments {

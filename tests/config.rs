@@ -3,8 +3,8 @@
 use std::{fs, path::Path, time::Duration};
 
 use vmstation_agent::config::{
-    Format, Invalid, IpProtocol, LoadError, Loaded, NotificationMethod, Policy, ProbeMode, Scope, explain, migrate,
-    schema,
+    Format, Invalid, IpProtocol, LoadError, Loaded, NotificationMethod, Policy, ProbeMode, Scope, SshNamespaces,
+    explain, migrate, schema,
 };
 
 const GUIDE: &str = include_str!("fixtures/guide.conf");
@@ -49,7 +49,10 @@ fn the_guides_file_means_what_it_says() {
     assert_eq!(policy.detection.network_bytes_per_sec, Some(1024));
     assert!(policy.detection.interfaces.is_empty());
     let ssh = policy.detection.ssh.unwrap();
-    assert_eq!((ssh.ports, ssh.idle_cap), (vec![22], None));
+    assert_eq!(
+        (ssh.ports, ssh.namespaces, ssh.idle_cap),
+        (vec![22], SshNamespaces::Host, None)
+    );
     let namespaces: Vec<_> = policy.excluded_namespaces.iter().map(String::as_str).collect();
     assert_eq!(namespaces, ["kube-system", "logging", "monitoring"]);
     let notification = policy.notification.unwrap();
@@ -133,7 +136,8 @@ fn every_toml_setting_means_what_it_says() {
     assert_eq!(ports, ["8443/tcp in", "51820/udp"]);
     assert_eq!((background.cidrs.len(), background.protocols.len()), (2, 2));
     let ssh = policy.detection.ssh.unwrap();
-    assert_eq!((ssh.ports, ssh.idle_cap), (vec![22, 2222], Some(12 * 60 * MINUTE)));
+    assert_eq!((ssh.ports, ssh.namespaces), (vec![22, 2222], SshNamespaces::All));
+    assert_eq!(ssh.idle_cap, Some(12 * 60 * MINUTE));
     assert_eq!(policy.excluded_namespaces.len(), 2);
     assert_eq!(policy.prevent_sleep_labels["tier"], "critical");
     let notification = policy.notification.unwrap();
@@ -359,7 +363,7 @@ fn the_schema_knows_every_setting_and_its_default() {
             }
         }
     }
-    assert_eq!((sections.len(), settings, lists.len()), (5, 30, 2));
+    assert_eq!((sections.len(), settings, lists.len()), (5, 31, 2));
     assert_eq!(toml(&defaults), Policy::default());
     assert_eq!(
         schema["properties"]["activity_detection"]["properties"]["cpu_threshold_percent"]["maximum"],

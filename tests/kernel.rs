@@ -49,7 +49,7 @@ use vmstation_agent::{
 /// Names the trial, or the helper of a trial, that this process is.
 const ROLE: &str = "VMSTATION_KERNEL_TEST";
 
-const TRIALS: [(&str, fn()); 30] = [
+const TRIALS: [(&str, fn()); 35] = [
     (
         "every_program_loads_and_attaches",
         lifecycle::every_program_loads_and_attaches,
@@ -63,7 +63,7 @@ const TRIALS: [(&str, fn()); 30] = [
         traffic::many_frames_are_counted_to_the_byte,
     ),
     (
-        "an_added_interface_counts_within_a_second_and_a_removed_one_is_dropped",
+        "e5_an_added_interface_counts_within_a_second_and_a_removed_one_is_dropped",
         traffic::interfaces_come_and_go,
     ),
     (
@@ -104,6 +104,26 @@ const TRIALS: [(&str, fn()); 30] = [
         connections::ssh_connections_from_before_end_with_a_record,
     ),
     ("ssh_server_forks_are_told", connections::ssh_server_forks_are_told),
+    (
+        "ssh_in_another_network_namespace_does_not_count",
+        connections::ssh_in_another_network_namespace_does_not_count,
+    ),
+    (
+        "a_flood_of_connections_is_counted_and_bounded",
+        connections::a_flood_of_connections_is_counted_and_bounded,
+    ),
+    (
+        "e5_a_renamed_interface_keeps_its_counters_and_a_moved_one_is_dropped",
+        traffic::interfaces_are_renamed_and_moved,
+    ),
+    (
+        "e6_a_frame_over_bridge_or_macvlan_counts_once",
+        traffic::bridge_and_macvlan_count_once,
+    ),
+    (
+        "e6_a_frame_over_bond_or_vlan_counts_once",
+        traffic::bond_and_vlan_count_once,
+    ),
     (
         "a_full_ring_buffer_is_counted",
         connections::a_full_ring_buffer_is_counted,
@@ -153,15 +173,15 @@ const TRIALS: [(&str, fn()); 30] = [
         edges::a_cpu_that_never_idles_is_told_while_it_switches,
     ),
     (
-        "a_killed_agent_leaves_nothing",
+        "e2_a_killed_agent_leaves_nothing",
         lifecycle::a_killed_agent_leaves_nothing,
     ),
     (
-        "missing_capabilities_cost_only_their_family",
+        "e1_missing_capabilities_cost_only_their_family",
         lifecycle::missing_capabilities_cost_only_their_family,
     ),
     (
-        "missing_btf_costs_only_what_needs_it",
+        "e1_missing_btf_costs_only_what_needs_it",
         lifecycle::missing_btf_costs_only_what_needs_it,
     ),
 ];
@@ -188,7 +208,8 @@ fn run_trials() -> ExitCode {
     let cannot = why_not();
     let trials = TRIALS.iter().map(|(name, _)| {
         let trial = Trial::test(*name, || run_in_child(name));
-        match cannot {
+        let lacks = || name.contains("bond").then(bond_and_vlan_missing).flatten();
+        match cannot.or_else(lacks) {
             None => trial,
             Some(why) => trial.with_kind(why).with_ignored_flag(true),
         }
@@ -205,6 +226,14 @@ fn why_not() -> Option<&'static str> {
         .state(Family::Net)
         .is_err_and(|why| why.starts_with("built without"));
     (!built).then_some("not run: built without eBPF programs")
+}
+
+/// Tried in a namespace that ends with the command. Loads the modules where there are some.
+fn bond_and_vlan_missing() -> Option<&'static str> {
+    let script = "ip link add vmsbond type bond && ip link add link vmsbond name vmsvlan type vlan id 42";
+    let tried = Command::new("unshare").args(["--net", "sh", "-c", script]).output();
+    let works = tried.is_ok_and(|output| output.status.success());
+    (!works).then_some("not run: the kernel has no bond or no VLAN devices")
 }
 
 fn run_in_child(name: &str) -> Result<(), Failed> {

@@ -5,6 +5,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     process::Command,
+    thread,
 };
 
 use agent_ebpf::{SshCounters, SshRecord, SshRecordKind};
@@ -12,7 +13,11 @@ use nix::{
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
-use vmstation_agent::{clock::BootTime, probes::Probes};
+use vmstation_agent::{
+    clock::BootTime,
+    config::{ProbeMode, SshNamespaces},
+    probes::{Family, Probes},
+};
 
 use crate::{all_running, eventually, netns};
 
@@ -213,6 +218,110 @@ pub(crate) fn ssh_server_forks_are_told() {
     let [record] = ours[..] else { panic!("{ours:?}") };
     assert_eq!((record.kind, record.child), (SshRecordKind::Forked as u32, child));
     assert!(BootTime::from_nanos(record.at_ns) <= BootTime::now());
+}
+
+pub(crate) fn ssh_in_another_network_namespace_does_not_count() {
+    const PORT: u16 = 2022;
+    let load = |namespaces| {
+        let probes = Probes::load_with(&[PORT], namespaces, ProbeMode::Always);
+        assert_eq!(probes.state(Family::Ssh), Ok(()));
+        probes
+    };
+    let (mut own, mut all) = (load(SshNamespaces::Host), load(SshNamespaces::All));
+    // A connection, and a fork of something that looks like its server.
+    let visit = || {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        netns::reset_on_close(&client);
+        drop((client, server));
+        fs::write("/proc/thread-self/comm", "sshd-session").unwrap();
+        let mut child = Command::new("/bin/true").spawn().unwrap();
+        child.wait().unwrap();
+        child.id()
+    };
+    let pod = thread::spawn(move || {
+        netns::enter();
+        visit()
+    });
+    let in_pod = pod.join().unwrap();
+    let at_home = thread::spawn(visit).join().unwrap();
+    let both = |probes: &Probes| probes.ssh().map(|seen| (seen.opened, seen.closed, seen.lost));
+    eventually(|| both(&all), &Ok((2, 2, 0)));
+    assert_eq!(both(&own), Ok((1, 1, 0)));
+    let forked = |probes: &mut Probes| -> Vec<u32> {
+        let records = probes.ssh_records().into_iter();
+        let ours = records.filter(|record| record.kind == SshRecordKind::Forked as u32);
+        ours.map(|record| record.child)
+            .filter(|child| [in_pod, at_home].contains(child))
+            .collect()
+    };
+    assert_eq!(forked(&mut all), [in_pod, at_home]);
+    assert_eq!(forked(&mut own), [at_home]);
+}
+
+pub(crate) fn a_flood_of_connections_is_counted_and_bounded() {
+    const AT_ONCE: u64 = 400;
+    const CLIENTS: u64 = 4;
+    let listener = TcpListener::bind("[::1]:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut probes = all_running(&[address.port()]);
+    let memory = map_memory();
+    let accepts = thread::spawn(move || {
+        let held: Vec<_> = (0..AT_ONCE * CLIENTS).map(|_| listener.accept().unwrap()).collect();
+        drop(held);
+    });
+    let clients = (0..CLIENTS).map(|_| {
+        thread::spawn(move || {
+            let held: Vec<_> = (0..AT_ONCE).map(|_| TcpStream::connect(address).unwrap()).collect();
+            held.iter().for_each(netns::reset_on_close);
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.join().unwrap();
+    }
+    accepts.join().unwrap();
+    let all = AT_ONCE * CLIENTS;
+    // Every opening counts, and every end of what was opened: none is left in the kernel when its socket is gone.
+    eventually(|| probes.ssh().map(|seen| (seen.opened, seen.closed)), &Ok((all, all)));
+    let lost = probes.ssh().unwrap().lost;
+    let mut records = 0;
+    loop {
+        let taken = probes.ssh_records();
+        if taken.is_empty() {
+            break;
+        }
+        records += taken
+            .iter()
+            .filter(|record| record.local_port == address.port())
+            .count() as u64;
+    }
+    assert!(
+        lost > 0 && records > 0,
+        "a flood this large does not fit: {records} records, {lost} lost"
+    );
+    assert!(
+        records + lost >= 2 * all,
+        "{records} records and {lost} lost of {}",
+        2 * all
+    );
+    assert!(!memory.is_empty());
+    assert_eq!(map_memory(), memory, "the maps grow with the connections");
+}
+
+/// Bytes locked by every map that this process holds, by name of the file that tells (`memlock` in /proc/PID/fdinfo).
+fn map_memory() -> Vec<u64> {
+    let files = fs::read_dir("/proc/self/fdinfo").unwrap();
+    let texts = files.filter_map(|file| fs::read_to_string(file.ok()?.path()).ok());
+    let mut bytes: Vec<u64> = texts
+        .filter(|text| text.contains("map_id:"))
+        .filter_map(|text| {
+            let line = text.lines().find_map(|line| line.strip_prefix("memlock:"))?;
+            line.trim().parse().ok()
+        })
+        .collect();
+    bytes.sort_unstable();
+    bytes
 }
 
 pub(crate) fn a_full_ring_buffer_is_counted() {

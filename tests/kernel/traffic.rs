@@ -10,6 +10,9 @@ use vmstation_agent::{
 
 use crate::{all_running, eventually, interface, netns};
 
+/// An interface that comes, goes or changes is noticed within this time.
+const SECOND: Duration = Duration::from_secs(1);
+
 pub(crate) fn one_frame_is_counted_to_the_byte() {
     count_frames(1);
 }
@@ -57,22 +60,13 @@ fn count_frames(count: usize) {
 }
 
 pub(crate) fn interfaces_come_and_go() {
+    const NAMED: [&str; 2] = ["vms0", "vms2"];
     netns::no_ipv6();
     netns::runtime().block_on(async {
-        const SECOND: Duration = Duration::from_secs(1);
         let handle = netns::rtnetlink();
-        let named = ["vms0".to_owned(), "vms2".to_owned()];
         let mut probes = all_running(&[]);
         let mut watch = LinkWatch::new().expect("rtnetlink");
-        let mut follow = async |probes: &mut Probes, wanted: &[&str]| loop {
-            let found = interfaces::select(&named).expect("interfaces");
-            probes.sync_interfaces(&found);
-            if found.iter().map(|found| found.name.as_str()).eq(wanted.iter().copied()) {
-                return;
-            }
-            watch.changed().await.expect("rtnetlink");
-        };
-        follow(&mut probes, &[]).await;
+        follow(&mut probes, &mut watch, &NAMED, &[]).await;
         assert_eq!(
             interfaces::select(&[]).expect("interfaces"),
             [],
@@ -81,7 +75,7 @@ pub(crate) fn interfaces_come_and_go() {
 
         for round in 0..2 {
             netns::veth(&handle, "vms0", "vms1").await;
-            tokio::time::timeout(SECOND, follow(&mut probes, &["vms0"]))
+            tokio::time::timeout(SECOND, follow(&mut probes, &mut watch, &NAMED, &["vms0"]))
                 .await
                 .expect("attached within a second");
             assert_eq!(
@@ -98,7 +92,7 @@ pub(crate) fn interfaces_come_and_go() {
             assert_eq!(by_name(&probes), [("vms0".into(), Ok(one))].into());
 
             netns::veth(&handle, "vms2", "vms3").await;
-            follow(&mut probes, &["vms0", "vms2"]).await;
+            follow(&mut probes, &mut watch, &NAMED, &["vms0", "vms2"]).await;
             assert_eq!(
                 by_name(&probes),
                 [("vms0".into(), Ok(one)), ("vms2".into(), Ok(Traffic::default()))].into()
@@ -110,16 +104,139 @@ pub(crate) fn interfaces_come_and_go() {
                 2,
                 "until the list is read again, the interface is there, with the reason why it is not counted"
             );
-            tokio::time::timeout(SECOND, follow(&mut probes, &["vms2"]))
+            tokio::time::timeout(SECOND, follow(&mut probes, &mut watch, &NAMED, &["vms2"]))
                 .await
                 .expect("dropped within a second");
             assert_eq!(by_name(&probes), [("vms2".into(), Ok(Traffic::default()))].into());
             netns::remove(&handle, "vms2").await;
-            follow(&mut probes, &[]).await;
+            follow(&mut probes, &mut watch, &NAMED, &[]).await;
             assert!(probes.net().is_empty());
         }
         assert_eq!(probes.state(Family::Net), Ok(()));
     });
+}
+
+/// Waits by netlink until these are the interfaces of `named` that there are.
+async fn follow(probes: &mut Probes, watch: &mut LinkWatch, named: &[&str], wanted: &[&str]) {
+    let named: Vec<String> = named.iter().copied().map(String::from).collect();
+    loop {
+        let found = interfaces::select(&named).expect("interfaces");
+        probes.sync_interfaces(&found);
+        if found.iter().map(|found| found.name.as_str()).eq(wanted.iter().copied()) {
+            return;
+        }
+        watch.changed().await.expect("rtnetlink");
+    }
+}
+
+pub(crate) fn interfaces_are_renamed_and_moved() {
+    const NAMED: [&str; 2] = ["vms0", "vms9"];
+    netns::no_ipv6();
+    netns::runtime().block_on(async {
+        let handle = netns::rtnetlink();
+        let mut probes = all_running(&[]);
+        let mut watch = LinkWatch::new().expect("rtnetlink");
+        netns::veth(&handle, "vms0", "vms1").await;
+        follow(&mut probes, &mut watch, &NAMED, &["vms0"]).await;
+        netns::FrameSender::new("vms0").send(&netns::frame(100, false));
+
+        netns::ip("link set vms0 down");
+        netns::ip("link set vms0 name vms9");
+        netns::ip("link set vms9 up");
+        tokio::time::timeout(SECOND, follow(&mut probes, &mut watch, &NAMED, &["vms9"]))
+            .await
+            .expect("renamed within a second");
+        netns::FrameSender::new("vms9").send(&netns::frame(60, false));
+        let both = Traffic {
+            tx_bytes: 160,
+            tx_packets: 2,
+            ..Traffic::default()
+        };
+        assert_eq!(by_name(&probes), [("vms9".into(), Ok(both))].into());
+
+        let _elsewhere = netns::move_away(&handle, "vms9").await;
+        tokio::time::timeout(SECOND, follow(&mut probes, &mut watch, &NAMED, &[]))
+            .await
+            .expect("dropped within a second");
+        assert!(probes.net().is_empty());
+    });
+}
+
+pub(crate) fn bridge_and_macvlan_count_once() {
+    netns::no_ipv6();
+    cables();
+    netns::ip("link add vmsbr type bridge");
+    netns::ip("link set vms0 master vmsbr");
+    netns::ip("link set vmsbr up");
+    netns::ip("link add link vms2 name vmsmac type macvlan mode bridge");
+    netns::ip("link set vmsmac up");
+    each_frame_counts_once(&["vmsbr", "vmsmac"]);
+}
+
+pub(crate) fn bond_and_vlan_count_once() {
+    netns::no_ipv6();
+    cables();
+    netns::ip("link add vmsbond type bond mode balance-rr miimon 50");
+    for port in ["vms0", "vms2"] {
+        netns::ip(&format!("link set {port} down"));
+        netns::ip(&format!("link set {port} master vmsbond"));
+    }
+    netns::ip("link set vmsbond up");
+    netns::ip("link add link vmsbond name vmsvlan type vlan id 42");
+    netns::ip("link set vmsvlan up");
+    let carrier = || std::fs::read_to_string("/sys/class/net/vmsvlan/carrier").unwrap_or_default();
+    eventually(carrier, &"1\n".to_owned());
+    each_frame_counts_once(&["vmsbond", "vmsvlan"]);
+}
+
+fn cables() {
+    netns::runtime().block_on(async {
+        let handle = netns::rtnetlink();
+        netns::veth(&handle, "vms0", "vms1").await;
+        netns::veth(&handle, "vms2", "vms3").await;
+    });
+}
+
+/// One frame out of each of `uppers`, which lie on vms0 and vms2, and one into each of these.
+fn each_frame_counts_once(uppers: &[&str]) {
+    let named: Vec<String> = uppers
+        .iter()
+        .chain(&["vms0", "vms2"])
+        .copied()
+        .map(String::from)
+        .collect();
+    let selected = interfaces::select(&named).unwrap();
+    assert_eq!(
+        selected
+            .iter()
+            .map(|interface| interface.name.as_str())
+            .collect::<Vec<_>>(),
+        ["vms0", "vms2"]
+    );
+    let left_out = interfaces::left_out(&named).unwrap();
+    assert!(left_out.keys().eq(uppers), "{left_out:?}");
+    assert_eq!(interfaces::select(&[]).unwrap(), [], "none of these is physical");
+    assert_eq!(
+        interfaces::select(&[uppers[0].to_owned()]).unwrap().len(),
+        1,
+        "on its own it counts"
+    );
+
+    let mut probes = all_running(&[]);
+    probes.sync_interfaces(&selected);
+    for upper in uppers {
+        netns::FrameSender::new(upper).send(&netns::frame(100, false));
+    }
+    for peer in ["vms1", "vms3"] {
+        netns::FrameSender::new(peer).send(&netns::frame(100, false));
+    }
+    let packets = || {
+        let counted = probes.net().into_values().map(|totals| totals.unwrap().all());
+        counted.fold([0, 0], |[received, sent], one| {
+            [received + one.rx_packets, sent + one.tx_packets]
+        })
+    };
+    eventually(packets, &[2, uppers.len() as u64]);
 }
 
 pub(crate) fn interfaces_that_share_a_slot_are_refused() {

@@ -129,6 +129,10 @@ impl Agent {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn status(&self) -> Value {
         self.json("status")
     }

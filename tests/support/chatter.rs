@@ -1,6 +1,8 @@
 //! A node that only keeps itself and its cluster going is quiet; one download is not (fault X4).
 
 use std::{
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, TcpStream},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -12,6 +14,7 @@ use crate::support::{
     agent::{Agent, Home, blockers},
     frames::{Host, TCP, UDP, ethernet, ethernet_to, ipv4, tcp, udp},
     netns::{self, FrameSender},
+    sshd::{Login, Pam, Sshd, USER},
 };
 
 /// The guide's threshold for traffic, and times that a test can wait for. The build machine is no idle node: its CPU does not count.
@@ -24,11 +27,7 @@ grace_period = "60s"
 check_pods = false
 check_cpu = false
 network_interfaces = ["vms0"]
-ssh_ports = [20022]
 "#;
-
-/// Not 22: the kernel tells of the connections of all namespaces, so of those that other tests make.
-const SSH: u16 = 20_022;
 
 const SECOND: Duration = Duration::from_secs(1);
 const THRESHOLD: f64 = 1024.0;
@@ -38,32 +37,91 @@ const PEER_ADDRESS: Host = Host(2);
 
 /// Both ends of the node's cable.
 struct Cable {
+    /// Port of the node's SSH server.
+    ssh: u16,
     node: FrameSender,
     peer: FrameSender,
 }
 
-/// In namespaces of a thread of its own, and of the processes that it starts.
 pub(crate) fn chatter_is_quiet_and_a_download_is_not() {
-    let test = thread::spawn(|| {
+    in_namespaces(|| with_chatter(22, watch));
+}
+
+/// With a real server on loopback, which is attacked too.
+pub(crate) fn chatter_is_quiet_and_a_login_is_not() {
+    in_namespaces(|| {
+        let sshd = Sshd::start(Pam::Yes).unwrap();
+        with_chatter(sshd.port(), |_, agent, _| watch_login(agent, &sshd));
+    });
+}
+
+/// Those of a thread of its own, and of the processes that it starts.
+fn in_namespaces(test: fn()) {
+    let test = thread::spawn(move || {
         netns::enter();
         netns::no_ipv6();
         netns::runtime().block_on(async { netns::veth(&netns::rtnetlink(), "vms0", "vms1").await });
-        let cable = Cable {
-            node: FrameSender::new("vms0"),
-            peer: FrameSender::new("vms1"),
-        };
-        let home = Home::new(NODE);
-        let agent = home.start();
-        let over = AtomicBool::new(false);
-        thread::scope(|scope| {
-            scope.spawn(|| cable.chatter(&over));
-            // Also when an assertion fails: the scope waits for the thread.
-            let _ends = OnDrop(&over);
-            watch(&home, &agent, &cable);
-        });
+        test();
     });
     if let Err(panic) = test.join() {
         std::panic::resume_unwind(panic);
+    }
+}
+
+fn with_chatter(ssh: u16, watch: impl FnOnce(&Home, &Agent, &Cable)) {
+    let cable = Cable {
+        ssh,
+        node: FrameSender::new("vms0"),
+        peer: FrameSender::new("vms1"),
+    };
+    let home = Home::new(&node_with(ssh));
+    let agent = home.start();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| cable.chatter(&over));
+        // Also when an assertion fails: the scope waits for the thread.
+        let _ends = OnDrop(&over);
+        watch(&home, &agent, &cable);
+    });
+}
+
+fn node_with(ssh: u16) -> String {
+    format!("{NODE}ssh_ports = [{ssh}]\n")
+}
+
+fn watch_login(agent: &Agent, sshd: &Sshd) {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| attack(sshd.port(), &over));
+        let _ends = OnDrop(&over);
+        agent.status_when("in the grace period", 60 * SECOND, |status| {
+            assert!(!blockers(status).contains(&"ssh"), "{status:#}");
+            status["state"] == "grace"
+        });
+        let session = sshd.open(USER, Login::Key).unwrap();
+        let busy = agent.status_when("active", SECOND, |status| {
+            status["state"] == "active" && blockers(status) == ["ssh"]
+        });
+        let sessions = busy["rates"]["ssh_sessions"].as_array().unwrap();
+        assert!(sessions.len() == 1 && sessions[0]["user"] == USER, "{busy:#}");
+        let why = agent.json("why");
+        assert!(why["blockers"].to_string().contains(USER), "{why:#}");
+        session.close().unwrap();
+        agent.status_when("quiet again", 10 * SECOND, |status| blockers(status).is_empty());
+    });
+}
+
+/// 50 attempts a second that get no further than the server's greeting, until it is over.
+fn attack(port: u16, over: &AtomicBool) {
+    while !over.load(Ordering::Relaxed) {
+        let attempt = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).and_then(|mut attempt| {
+            attempt.set_read_timeout(Some(SECOND))?;
+            attempt.write_all(b"SSH-2.0-attempt\r\n")?;
+            attempt.read(&mut [0; 64])
+        });
+        // The server turns some away when it has too many; those are attempts too.
+        drop(attempt);
+        thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -101,7 +159,10 @@ fn watch(home: &Home, agent: &Agent, cable: &Cable) {
 
     // What is configured holds from the next frame on.
     agent.status_when("quiet again", 10 * SECOND, |status| blockers(status).is_empty());
-    home.configure(&format!("{NODE}\n[network_background]\ndefaults = false\n"));
+    home.configure(&format!(
+        "{}\n[network_background]\ndefaults = false\n",
+        node_with(cable.ssh)
+    ));
     agent.signal(nix::sys::signal::Signal::SIGHUP);
     let told = agent.status_when("kept awake by what was background", 10 * SECOND, |status| {
         rate(status, "user") > Some(10.0 * THRESHOLD) && blockers(status) == ["network"]
@@ -138,8 +199,8 @@ impl Cable {
             for attempt in 0..50 {
                 for _ in 0..4 {
                     self.answer(
-                        &tcp(41_000 + attempt, SSH, &[5; 500]),
-                        &tcp(SSH, 41_000 + attempt, &[6; 700]),
+                        &tcp(41_000 + attempt, self.ssh, &[5; 500]),
+                        &tcp(self.ssh, 41_000 + attempt, &[6; 700]),
                     );
                 }
             }

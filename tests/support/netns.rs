@@ -5,7 +5,8 @@ use std::{
     io,
     net::{SocketAddr, TcpStream},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-    ptr,
+    process::Command,
+    ptr, thread,
 };
 
 use nix::{
@@ -73,6 +74,33 @@ pub(crate) async fn remove(handle: &Handle, name: &str) {
 pub(crate) async fn set_mtu(handle: &Handle, name: &str, bytes: u32) {
     let change = LinkUnspec::new_with_name(name).mtu(bytes).build();
     handle.link().change(change).execute().await.expect("set MTU");
+}
+
+/// Runs `ip`(8) with these words; they name only what is in this namespace.
+pub(crate) fn ip(words: &str) {
+    let output = Command::new("ip")
+        .args(words.split_whitespace())
+        .output()
+        .expect("start ip");
+    assert!(
+        output.status.success(),
+        "ip {words}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Moves an interface into a namespace that nothing else is in, which lives as long as the file.
+pub(crate) async fn move_away(handle: &Handle, name: &str) -> File {
+    let elsewhere = thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).expect("new namespace");
+        File::open("/proc/thread-self/ns/net").expect("open the namespace")
+    });
+    let elsewhere = elsewhere.join().expect("a namespace");
+    let change = LinkUnspec::new_with_name(name)
+        .setns_by_fd(elsewhere.as_raw_fd())
+        .build();
+    handle.link().change(change).execute().await.expect("move interface");
+    elsewhere
 }
 
 async fn up(handle: &Handle, name: &str) {

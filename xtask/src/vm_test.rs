@@ -35,6 +35,8 @@ const MUSL: &str = "x86_64-unknown-linux-musl";
 const SUITE: &str = "@@ suite ";
 /// Line after it; its exit code follows.
 const EXIT: &str = "@@ exit ";
+/// The trial of the suite `agent` for a kernel in lockdown.
+const LOCKED_DOWN: &str = "e1_lockdown_costs_only_its_own_signal";
 /// Line after all suites.
 const END: &str = "@@ end";
 
@@ -47,8 +49,8 @@ const END: &str = "@@ end";
 /// Whatever happens, qemu is ended: at the latest after --deadline.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Run only tests whose name contains this
-    filter: Option<String>,
+    /// Run only tests whose name contains one of these
+    filters: Vec<String>,
     /// Minutes after which the guest is killed and everything unfinished counts as failed
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=600))]
     deadline: u64,
@@ -67,7 +69,7 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
     let root = image::root(workspace)?;
     let folder = workspace.target.join("vm/run");
     let staging = folder.join("payload");
-    stage(workspace, &suites, arguments.filter.as_deref(), &staging)?;
+    stage(workspace, &suites, &arguments.filters, &staging)?;
     let disk = folder.join("payload.ext4");
     image::payload(workspace, &staging, &disk)?;
 
@@ -128,7 +130,7 @@ fn guest_suites(workspace: &Workspace) -> Result<Vec<Suite>> {
 }
 
 /// Copies what the guest runs, in the layout of the target folder: tests look for the agent beside themselves.
-fn stage(workspace: &Workspace, suites: &[Suite], filter: Option<&str>, staging: &Path) -> Result<()> {
+fn stage(workspace: &Workspace, suites: &[Suite], filters: &[String], staging: &Path) -> Result<()> {
     if staging.exists() {
         fs::remove_dir_all(staging).with_context(|| format!("empty {}", staging.display()))?;
     }
@@ -151,29 +153,47 @@ fn stage(workspace: &Workspace, suites: &[Suite], filter: Option<&str>, staging:
         copy(&profile.join(program), staging.join("target/debug").join(program))?;
     }
     let script = staging.join("run");
-    fs::write(&script, run_script(suites, filter)?).with_context(|| format!("write {}", script.display()))?;
+    fs::write(&script, run_script(suites, filters)?).with_context(|| format!("write {}", script.display()))?;
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).context("make the script executable")
 }
 
 /// What the guest runs; its output goes to the second serial port.
-fn run_script(suites: &[Suite], filter: Option<&str>) -> Result<String> {
+fn run_script(suites: &[Suite], filters: &[String]) -> Result<String> {
     let mut script = format!(
-        "#!/bin/sh\nexport HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin VMSTATION_SSHD=/usr/sbin/sshd\n\
+        "#!/bin/sh\nexport HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin VMSTATION_SSHD=/usr/sbin/sshd VMSTATION_GUEST=1\n\
          cd {PAYLOAD_FOLDER}\nuname -srm\n"
     );
-    let filter = filter
-        .map(|filter| format!(" '{}'", filter.replace('\'', r"'\''")))
-        .unwrap_or_default();
+    let everything = [String::new()];
+    let filters = if filters.is_empty() { &everything } else { filters };
     for suite in suites {
-        let file = suite.executable.file_name().context("a test without a name")?.display();
-        let name = &suite.name;
-        write!(
+        for filter in filters {
+            write_run(&mut script, suite, filter)?;
+        }
+    }
+    if let Some(agent) = suites.iter().find(|suite| suite.name == "agent")
+        && filters.iter().any(|filter| LOCKED_DOWN.contains(filter.as_str()))
+    {
+        // Last: only a boot ends it.
+        writeln!(
             script,
-            "echo '{SUITE}{name}'\ntarget/debug/deps/{file} --color=never{filter}\necho \"{EXIT}$?\"\n"
+            "mount -t securityfs securityfs /sys/kernel/security 2>/dev/null"
         )?;
+        writeln!(script, "echo confidentiality >/sys/kernel/security/lockdown")?;
+        write_run(&mut script, agent, LOCKED_DOWN)?;
     }
     writeln!(script, "echo '{END}'")?;
     Ok(script)
+}
+
+fn write_run(script: &mut String, suite: &Suite, filter: &str) -> Result<()> {
+    let file = suite.executable.file_name().context("a test without a name")?.display();
+    let name = &suite.name;
+    let filter = filter.replace('\'', r"'\''");
+    writeln!(
+        script,
+        "echo '{SUITE}{name}'\ntarget/debug/deps/{file} --color=never '{filter}'\necho \"{EXIT}$?\""
+    )?;
+    Ok(())
 }
 
 /// Boots the guest and shows its report as it comes, until it powers off or time is up.
@@ -324,7 +344,7 @@ mod tests {
             folder: "/".into(),
             needs_root: true,
         };
-        let script = run_script(&[suite], Some("it's")).unwrap();
+        let script = run_script(&[suite], &["it's".into()]).unwrap();
         assert!(
             script.contains(r"target/debug/deps/kernel-1 --color=never 'it'\''s'"),
             "{script}"
