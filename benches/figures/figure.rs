@@ -92,14 +92,7 @@ impl Figure {
         let goal = match (self.goal, self.value) {
             (None, _) => String::new(),
             (Some(goal), None) => goal.words(),
-            (Some(goal), Some(value)) => {
-                let met = if goal.met(value, self.interval) {
-                    "met"
-                } else {
-                    "**missed**"
-                };
-                format!("{}: {met}", goal.words())
-            }
+            (Some(goal), Some(value)) => format!("{}: {}", goal.words(), goal.verdict(value, self.interval)),
         };
         format!("| {what} | {} | {interval} | {goal} | {note} |", value.trim())
     }
@@ -113,10 +106,15 @@ impl Goal {
         }
     }
 
-    fn met(self, value: f64, interval: Option<(f64, f64)>) -> bool {
+    /// Only what the whole interval says counts.
+    fn verdict(self, value: f64, interval: Option<(f64, f64)>) -> &'static str {
+        let (low, high) = interval.unwrap_or((value, value));
         match self {
-            Self::AtMost(limit) => value <= limit,
-            Self::NoCost => interval.is_some_and(|(low, _)| low <= 0.0),
+            Self::AtMost(limit) if high <= limit => "met",
+            Self::AtMost(limit) if low > limit => "**missed**",
+            Self::AtMost(_) => "**undecided**",
+            Self::NoCost if low <= 0.0 => "met",
+            Self::NoCost => "**missed**",
         }
     }
 }

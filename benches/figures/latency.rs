@@ -45,7 +45,7 @@ fn figures_of(what: &str, note: &str, mut micros: Vec<f64>) -> [Figure; 2] {
     let figure = |name: &str, value| Figure::single("latency", &format!("{what}, {name}"), "us", value).with_note(note);
     [
         figure("median", quantile(&mut micros, 0.5)),
-        figure("p99", quantile(&mut micros, 0.99)).with_goal(Goal::AtMost(1000.0)),
+        figure("p99", quantile(&mut micros, 0.99)),
     ]
 }
 
@@ -87,7 +87,8 @@ fn edges() -> Result<[Figure; 2]> {
     }
     ensure!(micros.len() == EDGES, "{} records for {EDGES} packets", micros.len());
     let note = "probes and idle machine without the driver; an agent logs its own as `after_us`";
-    Ok(figures_of("first user packet to cancelled sleep", note, micros))
+    let [median, p99] = figures_of("first user packet to cancelled sleep", note, micros);
+    Ok([median, p99.with_goal(Goal::AtMost(1000.0))])
 }
 
 /// A machine in the grace period.
@@ -144,6 +145,6 @@ fn connections() -> Result<[Figure; 2]> {
         "only {} records came",
         latencies.len()
     );
-    let note = "an SSH connection's record, read by a sleeping process";
+    let note = "an SSH connection's record; a connection alone is no activity, so there is no goal";
     Ok(figures_of("kernel record to reader", note, latencies))
 }
