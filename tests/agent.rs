@@ -11,6 +11,7 @@ mod support {
     pub(crate) mod faults;
     #[expect(dead_code, reason = "the tests of the kernel half use more of it")]
     pub(crate) mod frames;
+    pub(crate) mod namespaces;
     #[expect(dead_code, reason = "the tests of the kernel half use more of it")]
     pub(crate) mod netns;
     pub(crate) mod scope;

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::support::{
     agent::{Agent, Home, blockers},
     frames::{Host, TCP, UDP, ethernet, ethernet_to, ipv4, tcp, udp},
+    namespaces::{OnDrop, in_namespaces},
     netns::{self, FrameSender},
     sshd::{Login, Pam, Sshd, USER},
 };
@@ -55,20 +56,9 @@ pub(crate) fn chatter_is_quiet_and_a_login_is_not() {
     });
 }
 
-/// Those of a thread of its own, and of the processes that it starts.
-fn in_namespaces(test: fn()) {
-    let test = thread::spawn(move || {
-        netns::enter();
-        netns::no_ipv6();
-        netns::runtime().block_on(async { netns::veth(&netns::rtnetlink(), "vms0", "vms1").await });
-        test();
-    });
-    if let Err(panic) = test.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
+/// On a cable of the namespace's own.
 fn with_chatter(ssh: u16, watch: impl FnOnce(&Home, &Agent, &Cable)) {
+    netns::runtime().block_on(async { netns::veth(&netns::rtnetlink(), "vms0", "vms1").await });
     let cable = Cable {
         ssh,
         node: FrameSender::new("vms0"),
@@ -235,12 +225,4 @@ impl Cable {
 
 fn packet(from: Host, to: Host, protocol: u8, payload: &[u8]) -> Vec<u8> {
     ethernet(IPV4, &ipv4(from, to, protocol, payload))
-}
-
-struct OnDrop<'a>(&'a AtomicBool);
-
-impl Drop for OnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }

@@ -1,10 +1,11 @@
 //! The announced sleep is cancelled when somebody uses the host, not at the next look.
 
-use std::{thread, time::Duration};
+use std::time::Duration;
 
 use crate::support::{
     agent::{Agent, Home, blockers},
     frames::{Host, TCP, ethernet, ipv4, tcp},
+    namespaces::in_namespaces,
     netns::{self, FrameSender},
     sshd::{Login, Pam, Sshd, USER},
 };
@@ -26,11 +27,8 @@ check_ssh_sessions = false
 const SECOND: Duration = Duration::from_secs(1);
 const NOTICED: &str = "activity noticed by the kernel";
 
-/// In namespaces of a thread of its own, and of the processes that it starts.
 pub(crate) fn a_download_cancels_the_announced_sleep_when_it_begins() {
-    let test = thread::spawn(|| {
-        netns::enter();
-        netns::no_ipv6();
+    in_namespaces(|| {
         netns::runtime().block_on(async { netns::veth(&netns::rtnetlink(), "vms0", "vms1").await });
         let home = Home::new(NODE);
         let agent = home.start();
@@ -71,9 +69,6 @@ pub(crate) fn a_download_cancels_the_announced_sleep_when_it_begins() {
         assert_eq!(log.matches(NOTICED).count(), 1, "{log}");
         assert!(log.contains("the announced sleep is cancelled"), "{log}");
     });
-    if let Err(panic) = test.join() {
-        std::panic::resume_unwind(panic);
-    }
 }
 
 pub(crate) fn a_login_cancels_the_announced_sleep() {

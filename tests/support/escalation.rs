@@ -12,7 +12,11 @@ use std::{
 
 use serde_json::Value;
 
-use super::{agent::Home, wait::eventually};
+use super::{
+    agent::Home,
+    namespaces::{OnDrop, in_namespaces},
+    wait::eventually,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -27,10 +31,16 @@ network_threshold_bytes = 1000000
 network_interfaces = ["lo"]
 "#;
 
+/// Loopback is the namespace's own; the CPUs are the machine's.
 pub(crate) fn a_loaded_host_has_only_the_ssh_programs() {
+    in_namespaces(load_and_rest);
+}
+
+fn load_and_rest() {
     let home = Home::new(AUTO);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _stops = OnDrop(&stop);
         let cpus = thread::available_parallelism().unwrap().get();
         for _ in 0..cpus {
             scope.spawn(|| {

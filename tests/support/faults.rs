@@ -12,6 +12,7 @@ use crate::{
     signal,
     support::{
         agent::{Agent, Home, blockers},
+        namespaces::in_namespaces,
         netns::{self, FrameSender},
         trials::as_root,
         wait::eventually,
@@ -78,18 +79,6 @@ pub(crate) fn trials() -> Vec<Trial> {
             detached_programs_come_back,
         ),
     ]
-}
-
-/// On a thread, which the processes it starts take their namespaces from.
-fn in_namespaces(test: fn()) {
-    let test = thread::spawn(move || {
-        netns::enter();
-        netns::no_ipv6();
-        test();
-    });
-    if let Err(panic) = test.join() {
-        std::panic::resume_unwind(panic);
-    }
 }
 
 fn each_missing_piece() {

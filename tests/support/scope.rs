@@ -13,8 +13,8 @@ use std::{
 use crate::support::{
     agent::{Home, blockers},
     cgroups::{ADDRESS, CONTAINER, Cgroups, frame_to, network},
+    namespaces::{OnDrop, in_namespaces},
     netns::FrameSender,
-    talker::{OnDrop, in_namespaces},
     wait::eventually,
 };
 

@@ -11,7 +11,8 @@ use nix::sys::signal::Signal;
 use crate::support::{
     agent::{Home, blockers},
     cgroups::{ADDRESS, CONTAINER, Cgroups, frame_to, network},
-    netns::{self, FrameSender},
+    namespaces::{OnDrop, in_namespaces},
+    netns::FrameSender,
 };
 
 const NODE: &str = r#"
@@ -23,17 +24,6 @@ check_cpu = false
 check_ssh_sessions = false
 network_interfaces = ["vms0"]
 "#;
-
-/// In namespaces of a thread of its own, and of the processes that it starts.
-pub(crate) fn in_namespaces(test: fn()) {
-    let test = thread::spawn(move || {
-        netns::enter();
-        test();
-    });
-    if let Err(panic) = test.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
 
 pub(crate) fn why_names_the_pod_that_uses_the_network() {
     in_namespaces(|| {
@@ -80,13 +70,4 @@ pub(crate) fn why_names_the_pod_that_uses_the_network() {
             );
         });
     });
-}
-
-/// Says that it is over.
-pub(crate) struct OnDrop<'a>(pub(crate) &'a AtomicBool);
-
-impl Drop for OnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
