@@ -102,7 +102,7 @@ impl Goal {
     fn words(self) -> String {
         match self {
             Self::AtMost(limit) => format!("<= {limit}"),
-            Self::NoCost => "interval includes 0".into(),
+            Self::NoCost => "interval not above 0".into(),
         }
     }
 
