@@ -12,6 +12,7 @@ use agent_ebpf::{SshCounters, SshRecord, SshRecordKind};
 use nix::{
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::resource::{Resource, getrlimit, setrlimit},
 };
 use vmstation_agent::{
     clock::BootTime,
@@ -263,6 +264,9 @@ pub(crate) fn ssh_in_another_network_namespace_does_not_count() {
 pub(crate) fn a_flood_of_connections_is_counted_and_bounded() {
     const AT_ONCE: u64 = 400;
     const CLIENTS: u64 = 4;
+    // Both ends of each: more descriptors than most logins have by default.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
     let listener = TcpListener::bind("[::1]:0").unwrap();
     let address = listener.local_addr().unwrap();
     let mut probes = all_running(&[address.port()]);
