@@ -232,7 +232,8 @@ fn interfaces_are_followed() {
         }
         drop(elsewhere);
         runtime.block_on(async { netns::remove(&netns::rtnetlink(), "vms0").await });
-        agent.status_when("awake again for want of one", 30 * SECOND, |status| {
+        // A sample that is disturbed by the removal, a new baseline, and the sample that says so: 10 s each.
+        agent.status_when("awake again for want of one", 60 * SECOND, |status| {
             blockers(status) == ["unreadable"] && status["blockers"].to_string().contains("no network interface")
         });
     });
