@@ -28,6 +28,8 @@ mod netns;
 mod owners;
 #[path = "kernel/traffic.rs"]
 mod traffic;
+#[path = "kernel/wol.rs"]
+mod wol;
 
 use std::{
     env,
@@ -49,7 +51,7 @@ use vmstation_agent::{
 /// Names the trial, or the helper of a trial, that this process is.
 const ROLE: &str = "VMSTATION_KERNEL_TEST";
 
-const TRIALS: [(&str, fn()); 35] = [
+const TRIALS: [(&str, fn()); 36] = [
     (
         "every_program_loads_and_attaches",
         lifecycle::every_program_loads_and_attaches,
@@ -183,6 +185,10 @@ const TRIALS: [(&str, fn()); 35] = [
     (
         "e1_missing_btf_costs_only_what_needs_it",
         lifecycle::missing_btf_costs_only_what_needs_it,
+    ),
+    (
+        "s10_virtual_interfaces_have_no_wol_and_lead_to_no_port",
+        wol::virtual_interfaces_have_no_wol_and_lead_to_no_port,
     ),
 ];
 

@@ -28,7 +28,11 @@ const FOLDER: &str = "/sys/class/net";
 /// # Errors
 /// `/sys/class/net` could not be listed.
 pub fn select(named: &[String]) -> io::Result<Vec<Interface>> {
-    let names = if named.is_empty() { physical()? } else { named.to_vec() };
+    let names = if named.is_empty() {
+        physical(Path::new(FOLDER))?
+    } else {
+        named.to_vec()
+    };
     let mut interfaces: Vec<_> = names.into_iter().filter_map(existing).collect();
     interfaces.sort();
     interfaces.dedup();
@@ -50,7 +54,8 @@ pub fn left_out(named: &[String]) -> io::Result<BTreeMap<String, String>> {
 /// Upper interfaces, each with one below it of the same list. One with a parent on a bus is a port of its own, whatever is below it.
 fn uppers_of(interfaces: &[Interface]) -> io::Result<BTreeMap<String, String>> {
     let mut uppers = BTreeMap::new();
-    for Interface { name, .. } in interfaces.iter().filter(|interface| !is_physical(&interface.name)) {
+    let upper = |interface: &&Interface| !is_physical(Path::new(FOLDER), &interface.name);
+    for Interface { name, .. } in interfaces.iter().filter(upper) {
         let below = all_below(name)?;
         if let Some(other) = interfaces.iter().find(|other| below.contains(&other.name)) {
             uppers.insert(name.clone(), other.name.clone());
@@ -63,41 +68,58 @@ fn uppers_of(interfaces: &[Interface]) -> io::Result<BTreeMap<String, String>> {
 fn all_below(name: &str) -> io::Result<BTreeSet<String>> {
     let (mut found, mut next) = (BTreeSet::new(), vec![name.to_owned()]);
     while let Some(name) = next.pop() {
-        let folder = Path::new(FOLDER).join(&name);
-        let files = match fs::read_dir(&folder) {
-            Ok(files) => files,
-            // It is gone, and so nothing is counted twice.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => {
-                return Err(io::Error::new(
-                    error.kind(),
-                    format!("list {}: {error}", folder.display()),
-                ));
-            }
-        };
-        for file in files {
-            if let Ok(file) = file?.file_name().into_string()
-                && let Some(below) = file.strip_prefix("lower_")
-                && found.insert(below.to_owned())
-            {
-                next.push(below.to_owned());
+        for below in directly_below(Path::new(FOLDER), &name)? {
+            if found.insert(below.clone()) {
+                next.push(below);
             }
         }
     }
     Ok(found)
 }
 
-fn is_physical(name: &str) -> bool {
-    Path::new(FOLDER).join(name).join("device").exists()
+/// What the interface `name` of `folder` (`/sys/class/net`) lies on, one level down; nothing if it is gone.
+///
+/// # Errors
+/// Its folder could not be listed.
+pub(crate) fn directly_below(folder: &Path, name: &str) -> io::Result<Vec<String>> {
+    let folder = folder.join(name);
+    let files = match fs::read_dir(&folder) {
+        Ok(files) => files,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => {
+            return Err(io::Error::new(
+                error.kind(),
+                format!("list {}: {error}", folder.display()),
+            ));
+        }
+    };
+    let mut found = Vec::new();
+    for file in files {
+        if let Ok(file) = file?.file_name().into_string()
+            && let Some(below) = file.strip_prefix("lower_")
+        {
+            found.push(below.to_owned());
+        }
+    }
+    Ok(found)
 }
 
-fn physical() -> io::Result<Vec<String>> {
-    let folder = |error: io::Error| io::Error::new(error.kind(), format!("list {FOLDER}: {error}"));
+/// Whether the interface `name` of `folder` (`/sys/class/net`) has a parent on a bus.
+pub(crate) fn is_physical(folder: &Path, name: &str) -> bool {
+    folder.join(name).join("device").exists()
+}
+
+/// Every physical interface of `folder` (`/sys/class/net`).
+///
+/// # Errors
+/// The folder could not be listed.
+pub(crate) fn physical(folder: &Path) -> io::Result<Vec<String>> {
+    let failed = |error: io::Error| io::Error::new(error.kind(), format!("list {}: {error}", folder.display()));
     let mut names = Vec::new();
-    for entry in fs::read_dir(FOLDER).map_err(folder)? {
+    for entry in fs::read_dir(folder).map_err(failed)? {
         // Interface names are bytes without slash; one that is not UTF-8 cannot be configured either.
-        if let Ok(name) = entry.map_err(folder)?.file_name().into_string()
-            && is_physical(&name)
+        if let Ok(name) = entry.map_err(failed)?.file_name().into_string()
+            && is_physical(folder, &name)
         {
             names.push(name);
         }

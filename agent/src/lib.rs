@@ -33,3 +33,4 @@ pub mod state_file;
 pub mod suspend;
 pub mod talkers;
 pub mod verdict;
+pub mod wol;
