@@ -4,9 +4,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{BufRead as _, BufReader, Read as _},
-    path::Path,
+    os::unix::net::UnixListener,
+    path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
 
@@ -17,7 +18,7 @@ use nix::{
 use serde_json::{Value, json};
 use vmstation_agent::{
     control::{RefusalCode, Request, Response},
-    report::{Status, Why},
+    report::{self, SignalSource, Status, Why},
 };
 
 use crate::support::fake_agent::{Agent, binary, ctl, status, why};
@@ -177,7 +178,7 @@ fn refusals_have_their_exit_codes() {
 fn no_agent_exits_4_and_says_what_to_look_at() {
     let folder = tempfile::tempdir().unwrap();
     let stale = folder.path().join("stale");
-    drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+    drop(UnixListener::bind(&stale).unwrap());
     for socket in [folder.path().join("none"), stale] {
         for arguments in [["status"], ["watch"]] {
             let told = ctl(&socket, &arguments).output().unwrap();
@@ -213,7 +214,7 @@ fn a_driver_that_does_not_answer_exits_6() {
 fn a_server_that_does_not_answer_exits_6() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("silent");
-    let _listening = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let _listening = UnixListener::bind(&socket).unwrap();
     let told = ctl(&socket, &["status"]).output().unwrap();
     assert_eq!(told.status.code(), Some(6), "{told:?}");
 }
@@ -326,7 +327,7 @@ fn config(arguments: &[&str], file: &Path) -> Output {
 fn a_configuration_is_explained_and_migrated() {
     let folder = tempfile::tempdir().unwrap();
     let ini = folder.path().join("autosleep.conf");
-    std::fs::write(&ini, "# our hosts\n[general]\ninactivity_timeout_minutes=30\n").unwrap();
+    fs::write(&ini, "# our hosts\n[general]\ninactivity_timeout_minutes=30\n").unwrap();
     let told = config(&["check"], &ini);
     assert!(told.status.success(), "{told:?}");
     assert!(
@@ -341,7 +342,7 @@ fn a_configuration_is_explained_and_migrated() {
     assert!(told.status.success(), "{told:?}");
     assert!(out(&told).contains("# our hosts"), "{told:?}");
     let toml = folder.path().join("autosleep.toml");
-    std::fs::write(&toml, &told.stdout).unwrap();
+    fs::write(&toml, &told.stdout).unwrap();
     let told = config(&["check"], &toml);
     assert!(told.status.success(), "{told:?}");
     assert!(
@@ -355,7 +356,7 @@ fn a_configuration_is_explained_and_migrated() {
 fn all_that_is_wrong_with_a_configuration_is_told_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let ini = folder.path().join("autosleep.conf");
-    std::fs::write(
+    fs::write(
         &ini,
         "[general]\ninactivity_timeout_minute=30\ngrace_period_minutes=soon\n",
     )
@@ -391,4 +392,123 @@ fn the_schema_is_one() {
     let schema: Value = serde_json::from_slice(&told.stdout).unwrap();
     assert!(schema["$schema"].as_str().unwrap().contains("2020-12"), "{schema}");
     assert!(schema["properties"]["general"].is_object(), "{schema}");
+}
+
+/// A host without agent or bus, whose `/sys` and state are in a folder: no port, only suspend to idle.
+struct PoorHost(tempfile::TempDir);
+
+impl PoorHost {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for path in ["sys/class/net", "sys/power", "state"] {
+            fs::create_dir_all(folder.path().join(path)).unwrap();
+        }
+        fs::write(folder.path().join("sys/power/state"), "freeze mem\n").unwrap();
+        fs::write(folder.path().join("sys/power/mem_sleep"), "[s2idle]\n").unwrap();
+        fs::write(
+            folder.path().join("autosleep.toml"),
+            "[general]\ngrace_period = \"1m\"\n",
+        )
+        .unwrap();
+        Self(folder)
+    }
+
+    fn path(&self, below: &str) -> PathBuf {
+        self.0.path().join(below)
+    }
+
+    fn doctor(&self, socket: &Path, arguments: &[&str]) -> Output {
+        let bus = format!("unix:path={}", self.path("bus").display());
+        let mut command = ctl(socket, &["doctor"]);
+        command.env("DBUS_SYSTEM_BUS_ADDRESS", bus).args(arguments);
+        command.arg("--config").arg(self.path("autosleep.toml"));
+        command.arg("--state-dir").arg(self.path("state"));
+        command.arg("--sys").arg(self.path("sys")).output().unwrap()
+    }
+
+    /// The findings of these checks, each as verdict and what it says.
+    fn found(&self, socket: &Path, check: &str) -> Vec<(String, String)> {
+        let told = self.doctor(socket, &["--output", "json"]);
+        let findings: Vec<Value> = serde_json::from_slice(&told.stdout).unwrap();
+        let text = |finding: &Value, field: &str| finding[field].as_str().unwrap().to_owned();
+        let of_it = findings.iter().filter(|finding| finding["check"] == check);
+        of_it
+            .map(|finding| (text(finding, "verdict"), text(finding, "what")))
+            .collect()
+    }
+}
+
+#[test]
+fn e7_s8_s10_doctor_needs_no_agent_and_says_why_the_host_does_not_sleep() {
+    let host = PoorHost::new();
+    let nobody = Path::new("/nonexistent");
+    for arguments in [&[][..], &["--arm"]] {
+        let told = host.doctor(nobody, arguments);
+        assert_eq!(told.status.code(), Some(1), "{told:?}");
+        assert!(err(&told).contains("checks fail"), "{told:?}");
+        let lines: Vec<_> = out(&told).lines().map(str::to_owned).collect();
+        for [verdict, check, part] in [
+            ["ok", "configuration", "autosleep.toml (TOML) is valid"],
+            ["fail", "agent", "cannot reach the agent at /nonexistent"],
+            ["fail", "sleep_states", "allow_s2idle = true"],
+            ["fail", "wake_on_lan", "counts as active and never sleeps"],
+            ["ok", "rtc", "no alarm"],
+            ["fail", "logind", "no answer on the system bus"],
+            ["ok", "notification", "nobody is told"],
+            ["ok", "state_folder", "is writable"],
+            [
+                "fail",
+                "woken_by",
+                "nobody can wake this host; no network port can, so it will not sleep. Fix: ",
+            ],
+        ] {
+            let start = format!("{verdict:8}{check} ");
+            let is_it = |line: &&String| line.starts_with(&start) && line.contains(part);
+            assert_eq!(lines.iter().filter(is_it).count(), 1, "{start}.. {part} in {lines:#?}");
+        }
+    }
+}
+
+#[test]
+fn f5_doctor_goes_on_after_a_wrong_configuration() {
+    let host = PoorHost::new();
+    fs::write(host.path("autosleep.toml"), "[general]\nenabeld = true\n").unwrap();
+    let [(verdict, what)] = host
+        .found(Path::new("/nonexistent"), "configuration")
+        .try_into()
+        .unwrap();
+    assert_eq!(verdict, "fail");
+    assert!(what.contains("enabeld") && what.contains(":2:"), "{what}");
+    assert_eq!(host.found(Path::new("/nonexistent"), "woken_by").len(), 1);
+}
+
+#[test]
+fn e1_doctor_names_what_the_agent_cannot_read() {
+    let host = PoorHost::new();
+    let agent = Agent::answering(|_| {
+        let mut told = status();
+        told.signals = vec![report::Signal {
+            name: "pods".into(),
+            source: SignalSource::Unreadable,
+            detail: Some("no kubelet".into()),
+        }];
+        Some(Response::Status(Box::new(told)))
+    });
+    let [(verdict, what)] = host.found(&agent.socket(), "signals").try_into().unwrap();
+    assert_eq!(verdict, "fail");
+    assert!(what.contains("pods") && what.contains("no kubelet"), "{what}");
+    let [(verdict, what)] = host.found(&agent.socket(), "agent").try_into().unwrap();
+    assert_eq!(
+        (verdict.as_str(), what.as_str()),
+        ("ok", "vmstation-autosleep 0.1.0 (pid 812) answers")
+    );
+}
+
+#[test]
+fn s7_doctor_does_not_wait_for_ever_for_a_silent_bus() {
+    let host = PoorHost::new();
+    let _bus = UnixListener::bind(host.path("bus")).unwrap();
+    let [(verdict, what)] = host.found(Path::new("/nonexistent"), "logind").try_into().unwrap();
+    assert_eq!(verdict, "fail");
+    assert!(what.contains("silence for 5 s"), "{what}");
 }

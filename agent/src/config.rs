@@ -33,6 +33,7 @@ mod value;
 pub use background::{Background, Cidr, Direction, IpProtocol, PortRule};
 pub use complaint::{Complaint, Invalid};
 pub use explain::explain;
+pub(crate) use explain::host;
 pub use file::schema;
 pub use migrate::migrate;
 
@@ -366,10 +367,10 @@ impl fmt::Debug for NotificationMethod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Log => f.write_str("Log"),
-            Self::Webhook { url } => f.debug_struct("Webhook").field("host", &explain::host(url)).finish(),
+            Self::Webhook { url } => f.debug_struct("Webhook").field("host", &host(url)).finish(),
             Self::Slack { url, channel } => f
                 .debug_struct("Slack")
-                .field("host", &explain::host(url))
+                .field("host", &host(url))
                 .field("channel", channel)
                 .finish(),
         }

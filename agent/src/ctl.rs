@@ -4,10 +4,11 @@
 //! with `--output json`.
 
 mod config;
+mod doctor;
 mod paint;
 mod quantity;
 #[cfg(test)]
-mod sample;
+pub(crate) mod sample;
 mod status;
 mod watch;
 mod why;
@@ -38,6 +39,7 @@ Examples:
   sudo vmstation-autosleep-ctl disable      stay awake until `enable`, restarts included
   vmstation-autosleep-ctl watch             live view; Ctrl-C ends it
   vmstation-autosleep-ctl --output json status | jq .blockers
+  sudo vmstation-autosleep-ctl doctor       can this host sleep and be woken, and what to fix
   vmstation-autosleep-ctl config check      is the configuration valid, what does it mean
   vmstation-autosleep-ctl config migrate > autosleep.toml
 
@@ -94,6 +96,8 @@ enum Command {
         #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = watch_interval)]
         interval: Duration,
     },
+    /// Can this host go to sleep and come back? A line a check, with its fix; needs no agent; exits 1 if one fails
+    Doctor(doctor::Options),
     /// Looks at configuration files; needs no agent
     #[command(subcommand)]
     Config(config::Command),
@@ -169,6 +173,7 @@ fn execute(arguments: &Arguments) -> Result<(), Failure> {
             ask(request)
         }
         Command::Watch { interval } => watch::run(socket, *interval, *output),
+        Command::Doctor(options) => doctor::run(options, socket, *output),
         Command::Config(command) => config::run(command, *output),
     }
 }

@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod counters;
 pub mod ctl;
+pub mod doctor;
 pub mod documents;
 pub mod driver;
 pub mod edges;

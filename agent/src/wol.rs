@@ -438,27 +438,42 @@ impl fmt::Display for Modes {
     }
 }
 
+impl Objection {
+    /// What is wrong, in words.
+    pub fn cause(&self) -> String {
+        match self {
+            Self::Unread { error } => format!("its driver does not tell its Wake-on-LAN modes: {}", error.desc()),
+            Self::NotSupported => "its driver does not offer g (magic packet)".into(),
+            Self::NotSet { .. } => "g (magic packet) is not set".into(),
+            Self::WakeupDisabled { .. } => "device wakeup is disabled".into(),
+            Self::WakeupMissing { set: true } => {
+                "its driver lies: it accepts g, but the device has no wakeup control".into()
+            }
+            Self::WakeupMissing { set: false } => "the device has no wakeup control".into(),
+            Self::NoCarrier { .. } => "no carrier".into(),
+        }
+    }
+
+    /// What would help.
+    pub fn fix(&self) -> String {
+        match self {
+            Self::Unread { .. } | Self::NotSupported | Self::WakeupMissing { set: true } => {
+                "use another port or card".into()
+            }
+            Self::NotSet { interface } => format!("`ethtool -s {interface} wol g`"),
+            Self::WakeupDisabled { interface } => {
+                format!("`echo enabled > /sys/class/net/{interface}/device/power/wakeup`")
+            }
+            Self::WakeupMissing { set: false } => {
+                "look for Wake-on-LAN in the firmware setup, or use another port or card".into()
+            }
+            Self::NoCarrier { interface } => format!("plug the cable in, `ip link set {interface} up`"),
+        }
+    }
+}
+
 impl fmt::Display for Objection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unread { error } => write!(f, "its driver does not tell its Wake-on-LAN modes: {}", error.desc()),
-            Self::NotSupported => f.write_str("its driver does not offer g (magic packet): use another port or card"),
-            Self::NotSet { interface } => {
-                write!(f, "g (magic packet) is not set: `ethtool -s {interface} wol g`")
-            }
-            Self::WakeupDisabled { interface } => write!(
-                f,
-                "the device may not wake the host: `echo enabled > /sys/class/net/{interface}/device/power/wakeup`"
-            ),
-            Self::WakeupMissing { set: true } => f.write_str(
-                "its driver lies: it accepts g, but the device has no wakeup control and cannot wake the host: use another port or card",
-            ),
-            Self::WakeupMissing { set: false } => f.write_str(
-                "the device has no wakeup control and cannot wake the host: look for Wake-on-LAN in the firmware setup, or use another port or card",
-            ),
-            Self::NoCarrier { interface } => {
-                write!(f, "no carrier: plug the cable in and set it up, `ip link set {interface} up`")
-            }
-        }
+        write!(f, "{}: {}", self.cause(), self.fix())
     }
 }

@@ -7,7 +7,7 @@ use crate::report::{
     Status, Why,
 };
 
-pub(super) fn status() -> Status {
+pub(crate) fn status() -> Status {
     let session = |user: Option<&str>, peer: &str, idle_s, counts| SshSession {
         user: user.map(Into::into),
         peer: peer.into(),

@@ -19,7 +19,7 @@ const SET_WOL: u32 = 6;
 const GET_PERMANENT_ADDRESS: u32 = 0x20;
 
 /// `MAX_ADDR_LEN` (linux/netdevice.h).
-const LONGEST_ADDRESS: usize = 32;
+const LONGEST_ADDRESS: u32 = 32;
 
 /// Wake-on-LAN modes of a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,7 +53,7 @@ struct WolRequest {
 struct AddressRequest {
     command: u32,
     size: u32,
-    address: [u8; LONGEST_ADDRESS],
+    address: [u8; LONGEST_ADDRESS as usize],
 }
 
 /// A request that SIOCETHTOOL takes: begins with its command, and the kernel reads and writes no more than the structure.
@@ -67,7 +67,7 @@ unsafe impl Request for WolRequest {}
 // SAFETY: `struct ethtool_perm_addr`; `size` says how many bytes follow, and that many do. Made with GET_PERMANENT_ADDRESS only.
 unsafe impl Request for AddressRequest {}
 
-const _: () = assert!(size_of::<WolRequest>() == 20 && size_of::<AddressRequest>() == 8 + LONGEST_ADDRESS);
+const _: () = assert!(size_of::<WolRequest>() == 20 && size_of::<AddressRequest>() == 8 + LONGEST_ADDRESS as usize);
 
 /// The kernel.
 #[derive(Debug)]
@@ -128,8 +128,8 @@ impl Ethtool for Kernel {
     fn permanent_address(&self, interface: &str) -> Result<Option<Mac>, Errno> {
         let mut request = AddressRequest {
             command: GET_PERMANENT_ADDRESS,
-            size: LONGEST_ADDRESS as u32,
-            address: [0; LONGEST_ADDRESS],
+            size: LONGEST_ADDRESS,
+            address: [0; LONGEST_ADDRESS as usize],
         };
         self.ask(interface, &mut request)?;
         let [a, b, c, d, e, f, ..] = request.address;
