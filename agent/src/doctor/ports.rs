@@ -31,10 +31,7 @@ pub(super) fn wake_on_lan(ports: &Ports, settings: &SleepSettings) -> Vec<Findin
         Ok(read) => findings.extend(read.iter().map(|port| one(port, ports, settings))),
         Err(why) => {
             let what = format!("not known of {}: {why}", names.join(", "));
-            findings.push(
-                Finding::new(WHICH, Verdict::Unknown, what)
-                    .fix("run it as root: `sudo vmstation-autosleep-ctl doctor`"),
-            );
+            findings.push(Finding::new(WHICH, Verdict::Unknown, what).fix("`sudo vmstation-autosleep-ctl doctor`"));
         }
     }
     findings
