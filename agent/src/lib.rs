@@ -13,6 +13,7 @@ pub mod edges;
 pub mod escalate;
 pub mod events;
 pub mod history;
+pub mod hooks;
 pub mod idle;
 pub mod interfaces;
 pub mod keeper;
