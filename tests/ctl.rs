@@ -86,11 +86,12 @@ fn every_change_arrives_with_who_asked() {
         seconds,
         reason: reason.map(Into::into),
     };
-    let cases: [(&[&str], Request); 6] = [
+    let cases: [(&[&str], Request); 7] = [
         (&["enable"], Request::Enable),
         (&["disable"], Request::Disable),
         (&["reset"], Request::Reset),
         (&["release"], Request::Release),
+        (&["notify", "test"], Request::NotifyTest),
         (&["hold", "2h"], hold(7200, None)),
         (
             &["hold", "1d 12h", "--reason", "a 'quoted'\n$(reason)"],

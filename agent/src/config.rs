@@ -33,7 +33,7 @@ mod value;
 pub use background::{Background, Cidr, Direction, IpProtocol, PortRule};
 pub use complaint::{Complaint, Invalid};
 pub use explain::explain;
-pub(crate) use explain::host;
+pub(crate) use explain::host as url_host;
 pub use file::schema;
 pub use migrate::migrate;
 
@@ -367,10 +367,10 @@ impl fmt::Debug for NotificationMethod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Log => f.write_str("Log"),
-            Self::Webhook { url } => f.debug_struct("Webhook").field("host", &host(url)).finish(),
+            Self::Webhook { url } => f.debug_struct("Webhook").field("host", &url_host(url)).finish(),
             Self::Slack { url, channel } => f
                 .debug_struct("Slack")
-                .field("host", &host(url))
+                .field("host", &url_host(url))
                 .field("channel", channel)
                 .finish(),
         }

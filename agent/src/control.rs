@@ -59,6 +59,8 @@ pub enum Request {
     },
     /// End the hold.
     Release,
+    /// Send a notification now, to see whether it arrives.
+    NotifyTest,
 }
 
 /// What is answered.
@@ -147,7 +149,7 @@ impl Request {
     pub const fn changes(&self) -> bool {
         match self {
             Self::Status | Self::Why => false,
-            Self::Enable | Self::Disable | Self::Reset | Self::Hold { .. } | Self::Release => true,
+            Self::Enable | Self::Disable | Self::Reset | Self::Hold { .. } | Self::Release | Self::NotifyTest => true,
         }
     }
 
@@ -161,6 +163,7 @@ impl Request {
             Self::Reset => "reset",
             Self::Hold { .. } => "hold",
             Self::Release => "release",
+            Self::NotifyTest => "notify test",
         }
     }
 
@@ -185,7 +188,8 @@ impl Request {
             | Self::Disable
             | Self::Reset
             | Self::Hold { .. }
-            | Self::Release => Ok(()),
+            | Self::Release
+            | Self::NotifyTest => Ok(()),
         }
     }
 }

@@ -37,6 +37,7 @@ Examples:
   sudo vmstation-autosleep-ctl hold 2h --reason backup
   sudo vmstation-autosleep-ctl release      end the hold
   sudo vmstation-autosleep-ctl disable      stay awake until `enable`, restarts included
+  sudo vmstation-autosleep-ctl notify test  does a notification arrive
   vmstation-autosleep-ctl watch             live view; Ctrl-C ends it
   vmstation-autosleep-ctl --output json status | jq .blockers
   sudo vmstation-autosleep-ctl doctor       can this host sleep and be woken, and what to fix
@@ -98,9 +99,18 @@ enum Command {
     },
     /// Can this host go to sleep and come back? A line a check, with its fix; needs no agent; exits 1 if one fails
     Doctor(doctor::Options),
+    /// Tries out notifications
+    #[command(subcommand)]
+    Notify(NotifyCommand),
     /// Looks at configuration files; needs no agent
     #[command(subcommand)]
     Config(config::Command),
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+enum NotifyCommand {
+    /// Send a notification the way the agent does, and say what became of it
+    Test,
 }
 
 /// How the program ends when it has not done what was asked.
@@ -164,6 +174,7 @@ fn execute(arguments: &Arguments) -> Result<(), Failure> {
         Command::Disable => ask(Request::Disable),
         Command::Reset => ask(Request::Reset),
         Command::Release => ask(Request::Release),
+        Command::Notify(NotifyCommand::Test) => ask(Request::NotifyTest),
         Command::Hold { length, reason } => {
             let request = Request::Hold {
                 seconds: length.as_secs(),

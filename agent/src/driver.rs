@@ -18,8 +18,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     blame,
     clock::BootTime,
-    config::{Loaded, Policy, ProbeMode},
-    control::{Call, RefusalCode, Request, Response},
+    config::{Loaded, NotificationMethod, Policy, ProbeMode},
+    control::{Call, Peer, RefusalCode, Request, Response},
     documents::{FamilyStanding, Snapshot, Standing},
     edges::{Budget, Edge},
     escalate::{self, Escalation},
@@ -28,6 +28,7 @@ use crate::{
     idle::{Action, Event as IdleEvent, Finding, Hold, Idle, Settings, State},
     keeper::Keeper,
     memory,
+    notify::{Notice, NoticeEvent, Notifier},
     probes::Family,
     report::Why,
     sample::Sample,
@@ -87,6 +88,7 @@ pub struct Driver {
     suspends: u64,
     slept: Duration,
     sources: Sources,
+    notifier: Notifier,
 }
 
 impl Driver {
@@ -109,6 +111,7 @@ impl Driver {
         let mut sources = Sources::new(calls)?;
         let sensors = Sensors::new(&parts.policy);
         sources.watch(&sensors);
+        let notifier = Notifier::new(notification_method(&parts.policy), parts.node.clone());
         Ok(Self {
             sensors,
             idle,
@@ -124,6 +127,7 @@ impl Driver {
             suspends: 0,
             slept: suspended_so_far(),
             sources,
+            notifier,
             parts,
         })
     }
@@ -423,6 +427,7 @@ impl Driver {
                 return;
             }
             Request::Why => return answer_why(self.snapshot().why(now), self.parts.policy.probes, reply),
+            Request::NotifyTest => return answer_notify_test(self.notifier.clone(), &peer, reply),
             Request::Enable => (IdleEvent::Enable, "sleeping is allowed".into()),
             Request::Disable => (IdleEvent::Disable, "sleeping is disabled until `enable`".into()),
             Request::Reset => (IdleEvent::Reset, "the idle time begins again".into()),
@@ -468,6 +473,7 @@ impl Driver {
                     self.sources.watch(&self.sensors);
                     self.escalation = Escalation::new(now);
                 }
+                self.notifier.set_method(notification_method(&self.parts.policy));
                 self.history = History::default();
                 self.sample = None;
                 self.next_sample = now;
@@ -528,6 +534,34 @@ fn settings(policy: &Policy) -> Settings {
         warn_before: policy.notification.as_ref().map(|notification| notification.before),
         min_awake: policy.min_awake,
     }
+}
+
+/// Where notices go: the log at least.
+fn notification_method(policy: &Policy) -> NotificationMethod {
+    let configured = policy.notification.as_ref();
+    configured.map_or(NotificationMethod::Log, |notification| notification.method.clone())
+}
+
+/// Sends a notification and answers what became of it.
+fn answer_notify_test(notifier: Notifier, by: &Peer, reply: oneshot::Sender<Response>) {
+    let notice = Notice {
+        event: NoticeEvent::Test,
+        reason: format!("asked for by {by}"),
+        sleeps_at: None,
+    };
+    tokio::spawn(async move {
+        let response = match notifier.deliver_now(notice).await {
+            Ok(delivered) => Response::Done {
+                message: delivered.to_string(),
+            },
+            Err(error) => Response::Refused {
+                code: RefusalCode::Failed,
+                message: format!("the notification was not delivered: {error}"),
+            },
+        };
+        // A client that went away does not want its answer.
+        let _gone = reply.send(response);
+    });
 }
 
 /// Completes the answer with who causes it, which takes a moment to find out, and sends it; gives up when nobody waits for it any more.

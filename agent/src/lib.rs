@@ -20,6 +20,7 @@ pub mod keeper;
 pub mod kubepods;
 pub mod lock;
 pub mod memory;
+pub mod notify;
 pub mod owner;
 pub mod pods;
 pub mod power_log;

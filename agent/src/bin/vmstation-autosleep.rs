@@ -99,9 +99,6 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         if !arguments.dry_run {
             warnings.push("this version decides but cannot suspend yet: it runs as with --dry-run".into());
         }
-        if loaded.policy.notification.is_some() {
-            warnings.push("notifications go to the log only: this version does not send them elsewhere yet".into());
-        }
         for warning in &warnings {
             tracing::warn!("{warning}");
         }

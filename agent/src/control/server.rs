@@ -402,6 +402,7 @@ mod tests {
             Request::Reset,
             hold,
             Request::Release,
+            Request::NotifyTest,
         ];
         let refused = |request: &Request, uid| {
             let line = serde_json::json!({"protocol": 1, "request": request}).to_string();

@@ -6,7 +6,7 @@ use humantime::format_duration;
 
 use super::{Agent, Check, Configuration, Finding, HookFolder, Kernel, SleepStates, Standing, StateFolder, Verdict};
 use crate::{
-    config::{Notification, NotificationMethod, ProbeMode, host},
+    config::{Notification, NotificationMethod, ProbeMode, url_host},
     control::CallError,
     report::{Signal, SignalSource, Status},
 };
@@ -257,7 +257,7 @@ pub(super) fn notification(notification: Option<&Notification>) -> Finding {
     match method {
         NotificationMethod::Log => Finding::ok(WHICH, format!("the log is told {before} before a sleep")),
         NotificationMethod::Webhook { url } | NotificationMethod::Slack { url, .. } => {
-            let who = host(url);
+            let who = url_host(url);
             let what = format!("{who} is told {before} before a sleep");
             if url
                 .get(..8)

@@ -1,0 +1,248 @@
+//! One delivery over HTTP: bounded, without redirects, and with nothing left behind (fault H5).
+//!
+//! Owns nothing: the client, its connection and the certificates are made for one delivery and go with it. Errors name the host only.
+//! Proxies of the environment are not used.
+
+use std::{error::Error, fmt, io, time::Duration};
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::{
+    Request, StatusCode, Uri,
+    body::{Bytes, Incoming},
+    header::{CONTENT_TYPE, USER_AGENT},
+};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{self, Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::time::{sleep, timeout};
+
+use super::message::Message;
+use crate::{
+    clock::BootTime,
+    config::{NotificationMethod, url_host},
+    printable::printable,
+};
+
+/// Longest time of a delivery: name, connection, TLS, answer and its body. Below 5 s, so that who waits for its outcome hears of it.
+pub const DEADLINE: Duration = Duration::from_millis(4500);
+
+/// Before the second and last attempt to connect: after a resume, a network needs a moment.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// How much of an answer is read, bytes.
+const LONGEST_ANSWER: usize = 64 << 10;
+
+/// What became of a notice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delivered {
+    /// The log is where notices go.
+    Logged,
+    /// Another host took it.
+    Sent {
+        /// Host, and port if the URL has one.
+        host: String,
+        /// HTTP status: 200 to 299.
+        status: u16,
+        /// Time it took.
+        took: Duration,
+    },
+}
+
+/// Why a notice was not delivered.
+#[derive(Debug, thiserror::Error)]
+pub enum DeliveryError {
+    /// No answer in time.
+    #[error("{host} did not answer within {} s", DEADLINE.as_secs_f32())]
+    TimedOut {
+        /// Host of the URL.
+        host: String,
+    },
+    /// The answer points elsewhere.
+    #[error(
+        "{host} answered with status {status}, a redirect: redirects are not followed; configure the URL it leads to"
+    )]
+    Redirected {
+        /// Host of the URL.
+        host: String,
+        /// HTTP status: 300 to 399.
+        status: u16,
+    },
+    /// The answer is no success.
+    #[error("{host} answered with status {status}")]
+    Refused {
+        /// Host of the URL.
+        host: String,
+        /// HTTP status.
+        status: StatusCode,
+    },
+    /// Nobody could be asked.
+    #[error("cannot reach {host}: {cause}")]
+    Unreachable {
+        /// Host of the URL.
+        host: String,
+        /// In words.
+        cause: String,
+    },
+    /// There is nothing to be sent, or nowhere to send it.
+    #[error("cannot make a request for {host}: {cause}")]
+    Request {
+        /// Host of the URL.
+        host: String,
+        /// In words.
+        cause: String,
+    },
+}
+
+impl fmt::Display for Delivered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Logged => f.write_str("written to the log, which is where notifications go"),
+            Self::Sent { host, status, took } => {
+                write!(f, "delivered to {host} with status {status} in {} ms", took.as_millis())
+            }
+        }
+    }
+}
+
+/// Delivers a message. Notices for the log are there already.
+pub(super) async fn deliver(
+    method: &NotificationMethod,
+    node: &str,
+    message: &Message,
+) -> Result<Delivered, DeliveryError> {
+    let (url, body) = match method {
+        NotificationMethod::Log => return Ok(Delivered::Logged),
+        NotificationMethod::Webhook { url } => (url, message.webhook(node)),
+        NotificationMethod::Slack { url, channel } => (url, message.slack(node, channel.as_deref())),
+    };
+    let host = printable(url_host(url)).into_owned();
+    let unusable = |cause: String| DeliveryError::Request {
+        host: host.clone(),
+        cause,
+    };
+    let body = Bytes::from(body.map_err(|error| unusable(error.to_string()))?);
+    // The error of a URL says which part of it is wrong, not what it says.
+    let uri: Uri = url
+        .parse()
+        .map_err(|error: hyper::http::uri::InvalidUri| unusable(error.to_string()))?;
+    let begun = BootTime::now();
+    let status = timeout(DEADLINE, post(&host, &uri, body))
+        .await
+        .unwrap_or_else(|_| Err(DeliveryError::TimedOut { host: host.clone() }))?;
+    if status.is_redirection() {
+        let status = status.as_u16();
+        return Err(DeliveryError::Redirected { host, status });
+    }
+    if !status.is_success() {
+        return Err(DeliveryError::Refused { host, status });
+    }
+    Ok(Delivered::Sent {
+        host,
+        status: status.as_u16(),
+        took: BootTime::now().since(begun),
+    })
+}
+
+/// The status of the answer.
+async fn post(host: &str, uri: &Uri, body: Bytes) -> Result<StatusCode, DeliveryError> {
+    let unreachable = |cause: String| DeliveryError::Unreachable {
+        host: host.into(),
+        cause,
+    };
+    let client = client(uri.scheme_str() == Some("https")).await.map_err(unreachable)?;
+    let request = || {
+        Request::post(uri.clone())
+            .header(CONTENT_TYPE, "application/json")
+            .header(USER_AGENT, concat!("vmstation-autosleep/", env!("CARGO_PKG_VERSION")))
+            .body(Full::new(body.clone()))
+            .map_err(|error| DeliveryError::Request {
+                host: host.into(),
+                cause: error.to_string(),
+            })
+    };
+    let mut answer = client.request(request()?).await;
+    if answer.as_ref().is_err_and(may_pass) {
+        sleep(RETRY_AFTER).await;
+        answer = client.request(request()?).await;
+    }
+    let answer = answer.map_err(|error| unreachable(in_words(&error)))?;
+    let status = answer.status();
+    read_some(answer.into_body()).await;
+    Ok(status)
+}
+
+/// Takes the answer off the connection as far as it is short; what it says does not matter.
+async fn read_some(mut body: Incoming) {
+    let mut read = 0;
+    while read < LONGEST_ANSWER
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        read += frame.data_ref().map_or(0, Bytes::len);
+    }
+}
+
+type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
+/// A client for one delivery. The certificates are those the system trusts, `SSL_CERT_FILE` and `SSL_CERT_DIR` included.
+async fn client(with_tls: bool) -> Result<HttpClient, String> {
+    let roots = if with_tls {
+        tokio::task::spawn_blocking(trusted)
+            .await
+            .map_err(|error| format!("cannot read the trusted certificates: {error}"))??
+    } else {
+        RootCertStore::empty()
+    };
+    let tls = ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| format!("cannot set up TLS: {error}"))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .build();
+    Ok(Client::builder(TokioExecutor::new())
+        .pool_max_idle_per_host(0)
+        .build(connector))
+}
+
+fn trusted() -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    // A file among them that is broken costs no more than itself.
+    let (_usable, _broken) = roots.add_parsable_certificates(found.certs);
+    match (roots.is_empty(), found.errors.first()) {
+        (false, _) => Ok(roots),
+        (true, Some(error)) => Err(format!("cannot read the trusted certificates: {error}")),
+        (true, None) => Err("no trusted certificates on this host; install the package ca-certificates".into()),
+    }
+}
+
+/// Whether a second attempt could do better: nobody was connected to, and not because of TLS.
+fn may_pass(error: &legacy::Error) -> bool {
+    error.is_connect() && !is_about_tls(error)
+}
+
+fn is_about_tls(error: &(dyn Error + 'static)) -> bool {
+    let inside = error.downcast_ref::<io::Error>().and_then(|error| error.get_ref());
+    error.is::<rustls::Error>()
+        || inside.is_some_and(|inside| inside.is::<rustls::Error>())
+        || error.source().is_some_and(is_about_tls)
+}
+
+/// An error and its causes.
+fn in_words(error: &dyn Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !words.ends_with(&said) {
+            words = format!("{words}: {said}");
+        }
+        cause = error.source();
+    }
+    words
+}
