@@ -14,6 +14,7 @@ mod support {
     pub(crate) mod namespaces;
     #[expect(dead_code, reason = "the tests of the kernel half use more of it")]
     pub(crate) mod netns;
+    pub(crate) mod notify;
     pub(crate) mod scope;
     pub(crate) mod sshd;
     pub(crate) mod talker;
@@ -120,6 +121,14 @@ fn main() {
         as_root(
             "a_download_cancels_the_announced_sleep_when_it_begins",
             support::edges::a_download_cancels_the_announced_sleep_when_it_begins,
+        ),
+        anywhere(
+            "h5_notify_test_says_what_became_of_it",
+            support::notify::notify_test_says_what_became_of_it,
+        ),
+        anywhere(
+            "notify_test_says_that_the_log_has_it",
+            support::notify::notify_test_says_that_the_log_has_it,
         ),
         with_sshd(
             "a_login_cancels_the_announced_sleep",

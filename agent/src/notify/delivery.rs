@@ -227,9 +227,10 @@ fn may_pass(error: &legacy::Error) -> bool {
 }
 
 fn is_about_tls(error: &(dyn Error + 'static)) -> bool {
-    let inside = error.downcast_ref::<io::Error>().and_then(|error| error.get_ref());
+    // The source of an I/O error is not the error it wraps, but that one's source.
+    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     error.is::<rustls::Error>()
-        || inside.is_some_and(|inside| inside.is::<rustls::Error>())
+        || wrapped.is_some_and(|wrapped| is_about_tls(wrapped))
         || error.source().is_some_and(is_about_tls)
 }
 
