@@ -98,12 +98,12 @@ fn every_change_arrives_with_who_asked() {
             hold(129_600, Some("a 'quoted'\n$(reason)")),
         ),
     ];
-    for (arguments, _) in &cases {
+    for (arguments, request) in &cases {
         let child = ctl(&agent.socket(), arguments).stdout(Stdio::piped()).spawn().unwrap();
         let pid = child.id();
         let told = child.wait_with_output().unwrap();
         assert!(told.status.success(), "{told:?}");
-        assert_eq!(out(&told), format!("{} done\n", arguments[0]));
+        assert_eq!(out(&told), format!("{} done\n", request.name()));
         let (_, peer) = agent.seen().last().cloned().unwrap();
         assert_eq!((peer.uid, u32::try_from(peer.pid).unwrap()), (getuid().as_raw(), pid));
     }
