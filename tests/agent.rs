@@ -127,6 +127,10 @@ fn main() {
             support::notify::notify_test_says_what_became_of_it,
         ),
         anywhere(
+            "h5_a_certificate_the_system_trusts_is_accepted",
+            support::notify::a_certificate_the_system_trusts_is_accepted,
+        ),
+        anywhere(
             "notify_test_says_that_the_log_has_it",
             support::notify::notify_test_says_that_the_log_has_it,
         ),

@@ -1,8 +1,10 @@
 //! `notify test` through a real agent: to a server on loopback, to nobody, and to the log.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::TcpListener,
+    fs,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -62,10 +64,54 @@ pub(crate) fn notify_test_says_that_the_log_has_it() {
     assert!(agent.log().contains("asked for by"), "{}", agent.log());
 }
 
+/// The certificate is trusted only through `SSL_CERT_FILE`, as one of a private authority is through `/etc/ssl`.
+pub(crate) fn a_certificate_the_system_trusts_is_accepted() {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let tls = rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .unwrap();
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let home = Home::new(&configuration(&format!(
+        "[notification]\nenabled = true\nmethod = \"webhook\"\nwebhook_url = \"https://localhost:{port}/{SECRET}\"\n"
+    )));
+    let trusted = home.path().join("trusted.pem");
+    fs::write(&trusted, made.cert.pem()).unwrap();
+    let mut command = home.command();
+    command.env("SSL_CERT_FILE", &trusted);
+    let agent = home.start_as(command);
+    let server = thread::spawn(move || {
+        let connection = rustls::ServerConnection::new(Arc::new(tls)).unwrap();
+        take_request(&mut rustls::StreamOwned::new(connection, accept(&listener)))
+    });
+    let output = agent.ctl(&["notify", "test"]);
+    let (said, failed) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        said.starts_with(&format!("delivered to localhost:{port} with status 200")),
+        "{said}{failed}"
+    );
+    assert_eq!(server.join().unwrap()["event"], "test");
+}
+
 /// The document of the one request, which is answered with 200.
 fn answer_once(listener: &TcpListener) -> Value {
-    let (mut stream, _) = listener.accept().unwrap();
+    take_request(&mut accept(listener))
+}
+
+fn accept(listener: &TcpListener) -> TcpStream {
+    let (stream, _) = listener.accept().unwrap();
     stream.set_read_timeout(Some(GENEROUS)).unwrap();
+    stream
+}
+
+fn take_request(stream: &mut (impl Read + Write)) -> Value {
     let mut read = Vec::new();
     loop {
         let mut part = [0; 4096];
