@@ -3,8 +3,8 @@
 use std::{fs, path::Path, time::Duration};
 
 use vmstation_agent::config::{
-    Format, Invalid, IpProtocol, LoadError, Loaded, NotificationMethod, Policy, ProbeMode, Scope, SshNamespaces,
-    explain, migrate, schema,
+    Format, HookFailure, Invalid, IpProtocol, LoadError, Loaded, NotificationMethod, Policy, ProbeMode, Scope, Sleep,
+    SshNamespaces, explain, migrate, schema,
 };
 
 const GUIDE: &str = include_str!("fixtures/guide.conf");
@@ -152,6 +152,33 @@ fn every_toml_setting_means_what_it_says() {
     assert_eq!(policy.logging.level.as_str(), "DEBUG");
     assert_eq!(policy.logging.max_size, 64 << 20);
     assert_eq!(policy.logging.retention, 3);
+    assert_eq!(
+        policy.sleep,
+        Sleep {
+            allow_s2idle: true,
+            arm_wol: false,
+            allow_unwakeable: true,
+            wake_after: Some(8 * 60 * MINUTE),
+            hook_timeout: Duration::from_secs(20),
+            hook_failure: HookFailure::Veto,
+            hooks_folder: "/srv/hooks".into(),
+        }
+    );
+    assert_eq!(policy.metrics.listen, Some("127.0.0.1:9877".parse().unwrap()));
+    let textfile = "/var/lib/node_exporter/vmstation.prom";
+    assert_eq!(policy.metrics.textfile.as_deref(), Some(Path::new(textfile)));
+    let energy = (policy.energy.watts_awake, policy.energy.watts_asleep);
+    assert_eq!(energy, (Some(45.0), Some(2.5)));
+    let summary = explain(&toml(FULL_TOML));
+    for said in [
+        "suspends to RAM, or to idle where there is no deep state; Wake-on-LAN is left as it is; \
+         the hardware clock wakes the host after 8h; sleeps even if nothing is known that could wake it\n",
+        "in /srv/hooks, each at most 20s; one that fails before the sleep keeps the host awake\n",
+        "metrics: served at http://127.0.0.1:9877/metrics, written to /var/lib/node_exporter/vmstation.prom\n",
+        "energy: 45 W awake, 2.5 W asleep",
+    ] {
+        assert!(summary.contains(said), "{said}\nnot in\n{summary}");
+    }
 }
 
 #[test]
@@ -363,7 +390,7 @@ fn the_schema_knows_every_setting_and_its_default() {
             }
         }
     }
-    assert_eq!((sections.len(), settings, lists.len()), (5, 31, 2));
+    assert_eq!((sections.len(), settings, lists.len()), (8, 42, 2));
     assert_eq!(toml(&defaults), Policy::default());
     assert_eq!(
         schema["properties"]["activity_detection"]["properties"]["cpu_threshold_percent"]["maximum"],
@@ -481,10 +508,83 @@ fn the_summary_tells_everything_but_the_webhooks_secret() {
            ssh: no session on port 22, however long it has been idle\n\
          tells the webhook at your-webhook-url 5m before a sleep\n\
          logs to /var/log/vmstation/power.log, level info, rotated above 10485760 bytes, 5 kept\n\
-         eBPF programs: attached while their answer could change the verdict"
+         eBPF programs: attached while their answer could change the verdict\n\
+         suspends to RAM only; Wake-on-LAN is armed before\n\
+         hooks: pre-sleep.d and post-wake.d in /opt/vmstation/power, each at most 1m; one that fails does not hinder the sleep"
     );
     let deployed = ini(DEPLOYED);
     assert!(!explain(&deployed).contains("T0"));
     let debug = format!("{deployed:?}");
     assert!(debug.contains("hooks.example.com") && !debug.contains("T0"), "{debug}");
+}
+
+#[test]
+fn figures_for_everybody_are_pointed_out() {
+    let notes = |listen: &str| {
+        let text = format!("[metrics]\nlisten = \"{listen}\"\n");
+        parse(&text, Format::Toml).unwrap().notes.join("\n")
+    };
+    assert_eq!(notes("127.0.0.1:9877") + &notes("[::1]:9877"), "");
+    for open in ["0.0.0.0:9877", "192.168.1.9:9877", "[::]:9877"] {
+        assert!(notes(open).contains("there is no password"), "{open}");
+    }
+}
+
+#[test]
+fn f5_a_sleep_that_cannot_be_is_complained_about() {
+    let wrong = complaints(
+        "[sleep]\nallow_s2idle = \"yes\"\nwake_after = \"1s\"\nhook_timeout = \"2h\"\nhook_failure = \"abort\"\n\
+         hooks_folder = \"hooks\"\nwake_afterr = \"1h\"\n[metrics]\nlisten = \"9877\"\ntextfile = \"/x/vmstation.txt\"\n\
+         [energy]\nwatts_awake = -1\nwatts_asleep = 10001\n",
+        Format::Toml,
+    );
+    for expected in [
+        "autosleep.toml:2:16: error: `allow_s2idle` cannot be `\"yes\"`\n  hint: true or false",
+        "autosleep.toml:3:14: error: `wake_after` cannot be `\"1s\"`\n  hint: a duration in quotes, \"2s\" to \"30d\"",
+        "autosleep.toml:4:16: error: `hook_timeout` cannot be `\"2h\"`",
+        "autosleep.toml:5:16: error: `hook_failure` cannot be `\"abort\"`\n  hint: \"continue\" or \"veto\"",
+        "autosleep.toml:6:16: error: `hooks_folder` cannot be `\"hooks\"`\n  hint: an absolute path",
+        "autosleep.toml:7:1: error: unknown key `wake_afterr` in [sleep]\n  hint: did you mean `wake_after`?",
+        "autosleep.toml:9:10: error: `listen` cannot be `\"9877\"`\n  hint: an address and a port",
+        "autosleep.toml:10:12: error: `textfile` cannot be `\"/x/vmstation.txt\"`\n  hint: an absolute path ending in .prom",
+        "autosleep.toml:12:15: error: `watts_awake` cannot be `-1`\n  hint: a number of watts, 0 to 10000",
+        "autosleep.toml:13:16: error: `watts_asleep` cannot be `10001`",
+    ] {
+        assert!(wrong.contains(expected), "{expected}\nnot in\n{wrong}");
+    }
+    assert_eq!(wrong.matches("error:").count(), 10, "{wrong}");
+    for (text, expected) in [
+        ("[sleep]\nwake_after = \"31d\"\n", "2:14: error: `wake_after` cannot be"),
+        (
+            "[sleep]\nhook_timeout = \"0s\"\n",
+            "2:16: error: `hook_timeout` cannot be",
+        ),
+        (
+            "[metrics]\nlisten = \"127.0.0.1:0\"\n",
+            "2:10: error: `listen` cannot be",
+        ),
+        (
+            "[metrics]\nlisten = \"localhost:9877\"\n",
+            "2:10: error: `listen` cannot be",
+        ),
+        (
+            "[metrics]\ntextfile = \"/x/.prom\"\n",
+            "2:12: error: `textfile` cannot be",
+        ),
+        (
+            "[metrics]\ntextfile = \"x.prom\"\n",
+            "2:12: error: `textfile` cannot be",
+        ),
+        ("[energy]\nwatts_awake = nan\n", "2:15: error: `watts_awake` cannot be"),
+        (
+            "[energy]\nwatts_awake = 3\nwatts_asleep = 3\n",
+            "3:16: error: `watts_asleep` (3) is not below `watts_awake` (3)",
+        ),
+    ] {
+        let wrong = complaints(text, Format::Toml);
+        assert!(wrong.contains(expected), "{expected}\nnot in\n{wrong}");
+        assert_eq!(wrong.matches("error:").count(), 1, "{wrong}");
+    }
+    let ini = complaints("[sleep]\nwake_after=8h\n", Format::Ini);
+    assert!(ini.contains("only autosleep.toml has it"), "{ini}");
 }

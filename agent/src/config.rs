@@ -26,6 +26,7 @@ mod explain;
 mod file;
 mod ini;
 mod migrate;
+mod power;
 mod setting;
 mod toml_form;
 mod value;
@@ -36,6 +37,7 @@ pub use explain::explain;
 pub(crate) use explain::host as url_host;
 pub use file::schema;
 pub use migrate::migrate;
+pub use power::{Energy, HookFailure, Metrics, Sleep};
 
 /// Folder of `autosleep.conf` and `autosleep.toml`.
 pub const FOLDER: &str = "/etc/vmstation/autosleep";
@@ -68,6 +70,12 @@ pub struct Policy {
     pub logging: Logging,
     /// Whether eBPF programs are used.
     pub probes: ProbeMode,
+    /// How the host goes to sleep and comes back.
+    pub sleep: Sleep,
+    /// Who is told the figures.
+    pub metrics: Metrics,
+    /// What the host draws.
+    pub energy: Energy,
 }
 
 /// What counts as activity; `None` or `false`: not looked at.
@@ -420,6 +428,9 @@ impl Default for Policy {
                 retention: 5,
             },
             probes: ProbeMode::Auto,
+            sleep: Sleep::default(),
+            metrics: Metrics::default(),
+            energy: Energy::default(),
         }
     }
 }

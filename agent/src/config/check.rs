@@ -3,6 +3,8 @@
 //! What is not written gets the guide's value, shortened where a setting that is written demands it, so that a value nobody wrote is never
 //! complained about.
 
+mod power;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::RangeInclusive,
@@ -91,6 +93,9 @@ pub(super) fn policy(
             Some(Probes::Off) => ProbeMode::Off,
             None => default.probes,
         },
+        sleep: check.sleep(file.sleep),
+        metrics: check.metrics(file.metrics),
+        energy: check.energy(file.energy),
     }
 }
 

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use humantime::format_duration;
 
-use super::{Background, NotificationMethod, Policy, ProbeMode, Scope, SshNamespaces};
+use super::{
+    Background, Energy, HookFailure, Metrics, NotificationMethod, Policy, ProbeMode, Scope, Sleep, SshNamespaces,
+};
 
 /// A summary for people, several lines. Shows of a webhook's URL only the host: the rest often is its password.
 pub fn explain(policy: &Policy) -> String {
@@ -20,6 +22,9 @@ pub fn explain(policy: &Policy) -> String {
         notification,
         logging,
         probes,
+        sleep,
+        metrics,
+        energy,
     } = policy;
     let mut lines = Vec::new();
     let never = if *enabled {
@@ -124,7 +129,66 @@ pub fn explain(policy: &Policy) -> String {
         ProbeMode::Always => "eBPF programs: always attached".into(),
         ProbeMode::Off => "eBPF programs: never, /proc and /sys only".into(),
     });
+    lines.extend(going_to_sleep(sleep));
+    lines.extend(figures(metrics));
+    lines.extend(watts(energy));
     lines.join("\n")
+}
+
+fn going_to_sleep(sleep: &Sleep) -> Vec<String> {
+    let Sleep {
+        allow_s2idle,
+        arm_wol,
+        allow_unwakeable,
+        wake_after,
+        hook_timeout,
+        hook_failure,
+        hooks_folder,
+    } = sleep;
+    let state = match allow_s2idle {
+        true => "suspends to RAM, or to idle where there is no deep state",
+        false => "suspends to RAM only",
+    };
+    let wol = match arm_wol {
+        true => "Wake-on-LAN is armed before",
+        false => "Wake-on-LAN is left as it is",
+    };
+    let alarm = wake_after.map_or_else(String::new, |after| {
+        format!("; the hardware clock wakes the host after {}", format_duration(after))
+    });
+    let unwakeable = match allow_unwakeable {
+        true => "; sleeps even if nothing is known that could wake it",
+        false => "",
+    };
+    let failure = match hook_failure {
+        HookFailure::Continue => "one that fails does not hinder the sleep",
+        HookFailure::Veto => "one that fails before the sleep keeps the host awake",
+    };
+    vec![
+        format!("{state}; {wol}{alarm}{unwakeable}"),
+        format!(
+            "hooks: pre-sleep.d and post-wake.d in {}, each at most {}; {failure}",
+            hooks_folder.display(),
+            format_duration(*hook_timeout),
+        ),
+    ]
+}
+
+fn figures(metrics: &Metrics) -> Option<String> {
+    let Metrics { listen, textfile } = metrics;
+    let served = listen.map(|listen| format!("served at http://{listen}/metrics"));
+    let written = textfile.as_ref().map(|path| format!("written to {}", path.display()));
+    let ways: Vec<_> = served.into_iter().chain(written).collect();
+    (!ways.is_empty()).then(|| format!("metrics: {}", ways.join(", ")))
+}
+
+fn watts(energy: &Energy) -> Option<String> {
+    match (energy.watts_awake, energy.watts_asleep) {
+        (None, None) => None,
+        (Some(awake), None) => Some(format!("energy: {awake} W awake")),
+        (None, Some(asleep)) => Some(format!("energy: {asleep} W asleep")),
+        (Some(awake), Some(asleep)) => Some(format!("energy: {awake} W awake, {asleep} W asleep")),
+    }
 }
 
 /// What does not count; a port once, whatever its protocols and directions.

@@ -1,7 +1,10 @@
 //! The configuration as it is written, with TOML's names and structure: both forms of the file are read into it, and the JSON Schema
 //! describes it. [`super::check`] makes the policy of it and forgets the text.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::Deserialize;
@@ -12,7 +15,7 @@ use super::{
     complaint::quote,
     ini::{self, Word},
     setting::Setting,
-    value::{FromText, Level, LogSize, Method, Namespaces, Origin, Probes, ScopeName, Slot, Span},
+    value::{FromText, Level, LogSize, Method, Namespaces, OnHookFailure, Origin, Probes, ScopeName, Slot, Span},
 };
 
 /// The JSON Schema (draft 2020-12) of `autosleep.toml`, with descriptions, ranges and defaults.
@@ -39,6 +42,9 @@ pub(super) struct ConfigFile {
     pub(super) prevent_sleep_labels: Option<BTreeMap<Spanned<String>, Slot<String>>>,
     pub(super) notification: NotificationSection,
     pub(super) logging: LoggingSection,
+    pub(super) sleep: SleepSection,
+    pub(super) metrics: MetricsSection,
+    pub(super) energy: EnergySection,
 }
 
 /// When to sleep.
@@ -166,6 +172,68 @@ pub(super) struct LoggingSection {
     #[schemars(range(min = 0, max = 1000), extend("default" = 5))]
     pub(super) log_retention: Slot<u32>,
 }
+
+/// How the host goes to sleep and comes back.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(inline)]
+pub(super) struct SleepSection {
+    /// Whether s2idle will do where the host has no deep suspend.
+    #[schemars(extend("default" = false))]
+    pub(super) allow_s2idle: Slot<bool>,
+    /// Whether Wake-on-LAN is switched on before the host sleeps.
+    #[schemars(extend("default" = true))]
+    pub(super) arm_wol: Slot<bool>,
+    /// Whether the host may sleep although nothing is known that could wake it.
+    #[schemars(extend("default" = false))]
+    pub(super) allow_unwakeable: Slot<bool>,
+    /// The hardware clock wakes the host after this time; 2s to 30d. Without it it does not.
+    pub(super) wake_after: Slot<Span>,
+    /// Longest time of one hook; 1s to 1h.
+    #[schemars(extend("default" = "60s"))]
+    pub(super) hook_timeout: Slot<Span>,
+    /// What the failure of a hook before the sleep means.
+    #[schemars(extend("default" = "continue"))]
+    pub(super) hook_failure: Slot<OnHookFailure>,
+    /// Folder with `pre-sleep.d` and `post-wake.d`, an absolute path.
+    #[schemars(regex(pattern = "^/"), extend("default" = "/opt/vmstation/power"))]
+    pub(super) hooks_folder: Slot<String>,
+}
+
+/// Who is told the figures.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(inline)]
+pub(super) struct MetricsSection {
+    /// Address and port where Prometheus can fetch them; without it nowhere. There is no password: prefer 127.0.0.1.
+    #[schemars(with = "ListenForm")]
+    pub(super) listen: Slot<SocketAddr>,
+    /// File of node_exporter's textfile collector, an absolute path ending in .prom; without it none is written.
+    #[schemars(regex(pattern = "^/(.*/)?[^/]+\\.prom$"))]
+    pub(super) textfile: Slot<String>,
+}
+
+/// What the host draws, for the energy a sleep saves.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(inline)]
+pub(super) struct EnergySection {
+    /// Watts awake and idle. Without it as the processor measures itself (RAPL), where it does.
+    #[schemars(range(min = 0, max = 10000))]
+    pub(super) watts_awake: Slot<f64>,
+    /// Watts asleep, less than awake. Without it 3.
+    #[schemars(range(min = 0, max = 10000))]
+    pub(super) watts_asleep: Slot<f64>,
+}
+
+/// Address and port.
+#[derive(JsonSchema)]
+#[schemars(inline)]
+struct ListenForm(
+    #[expect(dead_code, reason = "describes a form; never made")]
+    #[schemars(regex(pattern = "^([0-9.]+|\\[[0-9a-fA-F:.]+(%[0-9]+)?\\]):[0-9]{1,5}$"))]
+    String,
+);
 
 /// Connections by port.
 #[derive(JsonSchema)]

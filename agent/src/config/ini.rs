@@ -325,6 +325,9 @@ fn set(file: &mut ConfigFile, setting: Setting, value: Word<'_>) {
         notification,
         logging,
         network_background: _,
+        sleep: _,
+        metrics: _,
+        energy: _,
         excluded_namespaces: _,
         prevent_sleep_labels: _,
     } = file;
@@ -363,7 +366,18 @@ fn set(file: &mut ConfigFile, setting: Setting, value: Word<'_>) {
         | Setting::BackgroundProtocols
         | Setting::SshIdleCap
         | Setting::ExcludedNamespaces
-        | Setting::PreventSleepLabels => unreachable!("{setting:?} has no name in the INI form"),
+        | Setting::PreventSleepLabels
+        | Setting::AllowS2idle
+        | Setting::ArmWol
+        | Setting::AllowUnwakeable
+        | Setting::WakeAfter
+        | Setting::HookTimeout
+        | Setting::HookFailure
+        | Setting::HooksFolder
+        | Setting::MetricsListen
+        | Setting::MetricsTextfile
+        | Setting::WattsAwake
+        | Setting::WattsAsleep => unreachable!("{setting:?} has no name in the INI form"),
     }
 }
 

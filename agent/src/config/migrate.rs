@@ -188,7 +188,18 @@ fn entry(section: &str, key: &str, value: Word<'_>) -> String {
         | Setting::BackgroundProtocols
         | Setting::SshIdleCap
         | Setting::ExcludedNamespaces
-        | Setting::PreventSleepLabels => None,
+        | Setting::PreventSleepLabels
+        | Setting::AllowS2idle
+        | Setting::ArmWol
+        | Setting::AllowUnwakeable
+        | Setting::WakeAfter
+        | Setting::HookTimeout
+        | Setting::HookFailure
+        | Setting::HooksFolder
+        | Setting::MetricsListen
+        | Setting::MetricsTextfile
+        | Setting::WattsAwake
+        | Setting::WattsAsleep => None,
     };
     let key = setting.row().toml.unwrap_or(key);
     match toml {

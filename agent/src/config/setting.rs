@@ -43,6 +43,17 @@ pub(super) enum Setting {
     LogLevel,
     MaxLogSize,
     LogRetention,
+    AllowS2idle,
+    ArmWol,
+    AllowUnwakeable,
+    WakeAfter,
+    HookTimeout,
+    HookFailure,
+    HooksFolder,
+    MetricsListen,
+    MetricsTextfile,
+    WattsAwake,
+    WattsAsleep,
 }
 
 /// Where a setting stands and what it takes. No name: the form lacks it, or the section itself is the setting.
@@ -58,7 +69,7 @@ pub(super) struct Row {
 }
 
 /// All sections, in the order of the guide.
-pub(super) const SECTIONS: [&str; 7] = [
+pub(super) const SECTIONS: [&str; 10] = [
     "general",
     "activity_detection",
     "network_background",
@@ -66,13 +77,16 @@ pub(super) const SECTIONS: [&str; 7] = [
     "prevent_sleep_labels",
     "notification",
     "logging",
+    "sleep",
+    "metrics",
+    "energy",
 ];
 
 const SWITCH: &str = "true or false (also yes or no, on or off, 1 or 0)";
 const TOML_SWITCH: &str = "true or false, without quotes";
 
 impl Setting {
-    pub(super) const ALL: [Self; 33] = [
+    pub(super) const ALL: [Self; 44] = [
         Self::Enabled,
         Self::InactivityTimeout,
         Self::CheckInterval,
@@ -106,6 +120,17 @@ impl Setting {
         Self::LogLevel,
         Self::MaxLogSize,
         Self::LogRetention,
+        Self::AllowS2idle,
+        Self::ArmWol,
+        Self::AllowUnwakeable,
+        Self::WakeAfter,
+        Self::HookTimeout,
+        Self::HookFailure,
+        Self::HooksFolder,
+        Self::MetricsListen,
+        Self::MetricsTextfile,
+        Self::WattsAwake,
+        Self::WattsAsleep,
     ];
 
     pub(super) const fn row(self) -> Row {
@@ -292,6 +317,37 @@ impl Setting {
                 )
             },
             Self::LogRetention => same("logging", "log_retention", "a whole number of files, 0 to 1000"),
+            Self::AllowS2idle => toml_only("sleep", "allow_s2idle", TOML_SWITCH),
+            Self::ArmWol => toml_only("sleep", "arm_wol", TOML_SWITCH),
+            Self::AllowUnwakeable => toml_only("sleep", "allow_unwakeable", TOML_SWITCH),
+            Self::WakeAfter => toml_only(
+                "sleep",
+                "wake_after",
+                "a duration in quotes, \"2s\" to \"30d\", such as \"8h\"",
+            ),
+            Self::HookTimeout => toml_only(
+                "sleep",
+                "hook_timeout",
+                "a duration in quotes, \"1s\" to \"1h\", such as \"60s\"",
+            ),
+            Self::HookFailure => toml_only("sleep", "hook_failure", "\"continue\" or \"veto\""),
+            Self::HooksFolder => toml_only(
+                "sleep",
+                "hooks_folder",
+                "an absolute path, such as \"/opt/vmstation/power\"",
+            ),
+            Self::MetricsListen => toml_only(
+                "metrics",
+                "listen",
+                "an address and a port from 1 to 65535 in quotes, such as \"127.0.0.1:9877\"",
+            ),
+            Self::MetricsTextfile => toml_only(
+                "metrics",
+                "textfile",
+                "an absolute path ending in .prom, such as \"/var/lib/node_exporter/vmstation.prom\"",
+            ),
+            Self::WattsAwake => toml_only("energy", "watts_awake", "a number of watts, 0 to 10000, such as 45"),
+            Self::WattsAsleep => toml_only("energy", "watts_asleep", "a number of watts, 0 to 10000, such as 3"),
         }
     }
 

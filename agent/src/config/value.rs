@@ -241,6 +241,17 @@ pub(super) enum Probes {
     Off,
 }
 
+/// What the failure of a hook before the sleep means.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(super) enum OnHookFailure {
+    /// It is logged; the host sleeps.
+    Continue,
+    /// The host stays awake.
+    Veto,
+}
+
 /// Network namespaces whose SSH servers count.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
