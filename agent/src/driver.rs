@@ -22,6 +22,7 @@ use crate::{
     control::{Call, Peer, RefusalCode, Request, Response},
     documents::{FamilyStanding, Snapshot, Standing},
     edges::{Budget, Edge},
+    energy::Account,
     escalate::{self, Escalation},
     events::{Event, Sources, SourcesError},
     history::History,
@@ -81,6 +82,7 @@ pub struct Driver {
     standing: Standing,
     next_sample: BootTime,
     keeper: Keeper,
+    account: Account,
     escalation: Escalation,
     started: BootTime,
     /// Complaint of the last reload.
@@ -103,7 +105,7 @@ impl Driver {
     ) -> Result<Self, SourcesError> {
         let now = BootTime::now();
         let keeper = Keeper::new(state);
-        let (idle, complaint) = keeper.restore(settings(&parts.policy), now);
+        let (idle, account, complaint) = keeper.restore(settings(&parts.policy), now);
         if let Some(complaint) = complaint {
             tracing::warn!("{complaint}");
             parts.warnings.push(complaint);
@@ -121,6 +123,7 @@ impl Driver {
             standing: Standing::default(),
             next_sample: now,
             keeper,
+            account,
             escalation: Escalation::new(now),
             started: now,
             reload_failed: None,
@@ -155,7 +158,7 @@ impl Driver {
                 Event::Reload => self.reload(now),
                 Event::Terminate => break,
             }
-            if self.keeper.wants(&self.idle, now) {
+            if self.keeper.wants(&self.idle, &self.account, now) {
                 self.save(now);
             }
         }
@@ -521,8 +524,13 @@ impl Driver {
 
     fn save(&mut self, now: BootTime) {
         let last_check = self.sample.as_ref().map(|sample| sample.at);
-        self.keeper
-            .save(&self.idle, last_check, now, self.parts.policy.check_interval);
+        self.keeper.save(
+            &self.idle,
+            &self.account,
+            last_check,
+            now,
+            self.parts.policy.check_interval,
+        );
     }
 }
 

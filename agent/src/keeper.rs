@@ -7,6 +7,7 @@ use std::{fs, time::Duration};
 
 use crate::{
     clock::BootTime,
+    energy::Account,
     idle::{GIVE_UP_AFTER, Hold, Idle, Memory, Settings, State, Switch, retry_wait},
     power_log,
     state_file::{Loaded, SavedBoot, SavedHold, SavedState, StateFile},
@@ -17,7 +18,7 @@ pub struct Keeper {
     file: Result<StateFile, String>,
     boot_id: String,
     /// What was last tried to save, less the idle time.
-    kept: Option<Memory>,
+    kept: Option<(Memory, Account)>,
     due: BootTime,
     failure: Option<String>,
 }
@@ -36,15 +37,18 @@ impl Keeper {
         }
     }
 
-    /// The machine as the file left it, and what there is to complain about. Without a usable file, or with one of another boot, the host
+    /// The machine and the account as the file left them, and what there is to complain about. Without a usable file, or with one of another boot, the host
     /// counts as active at `now`.
-    pub fn restore(&self, settings: Settings, now: BootTime) -> (Idle, Option<String>) {
+    pub fn restore(&self, settings: Settings, now: BootTime) -> (Idle, Account, Option<String>) {
         let Ok(file) = &self.file else {
-            return (Idle::new(settings, now), None);
+            return (Idle::new(settings, now), Account::default(), None);
         };
         let complaint = match file.load() {
             Loaded::Fresh => None,
-            Loaded::Restored(saved) => return (Idle::restore(settings, memory(&saved, &self.boot_id, now), now), None),
+            Loaded::Restored(saved) => {
+                let memory = memory(&saved, &self.boot_id, now);
+                return (Idle::restore(settings, memory, now), saved.account, None);
+            }
             Loaded::Corrupt { kept_as, why } => {
                 let kept = kept_as.map_or_else(
                     || "could not be set aside".into(),
@@ -56,7 +60,7 @@ impl Keeper {
             }
             Loaded::Unreadable(error) => Some(format!("the state file cannot be read; starting as active: {error}")),
         };
-        (Idle::new(settings, now), complaint)
+        (Idle::new(settings, now), Account::default(), complaint)
     }
 
     /// Why the state is not on disk, if it is not.
@@ -65,19 +69,26 @@ impl Keeper {
     }
 
     /// Whether something must be saved at once, or the file is due.
-    pub fn wants(&self, idle: &Idle, now: BootTime) -> bool {
-        now >= self.due || self.kept.as_ref() != Some(&lasting(idle))
+    pub fn wants(&self, idle: &Idle, account: &Account, now: BootTime) -> bool {
+        now >= self.due || self.kept.as_ref() != Some(&(lasting(idle), account.clone()))
     }
 
     /// Saves now, and next in `every` unless something must be saved before.
-    pub fn save(&mut self, idle: &Idle, last_check: Option<BootTime>, now: BootTime, every: Duration) {
+    pub fn save(
+        &mut self,
+        idle: &Idle,
+        account: &Account,
+        last_check: Option<BootTime>,
+        now: BootTime,
+        every: Duration,
+    ) {
         let saved = match &self.file {
             Ok(file) => file
-                .save(&state(idle, &self.boot_id, last_check, now))
+                .save(&state(idle, account, &self.boot_id, last_check, now))
                 .map_err(|error| error.to_string()),
             Err(why) => Err(why.clone()),
         };
-        self.kept = Some(lasting(idle));
+        self.kept = Some((lasting(idle), account.clone()));
         self.due = now.after(every);
         match (saved, &self.failure) {
             (Ok(()), None) => {}
@@ -126,7 +137,7 @@ fn memory(saved: &SavedState, boot_id: &str, now: BootTime) -> Memory {
     }
 }
 
-fn state(idle: &Idle, boot_id: &str, last_check: Option<BootTime>, now: BootTime) -> SavedState {
+fn state(idle: &Idle, account: &Account, boot_id: &str, last_check: Option<BootTime>, now: BootTime) -> SavedState {
     let memory = idle.memory();
     let wall_clock = power_log::wall_clock().timestamp().as_second();
     let since_1970 = |at: BootTime| {
@@ -157,13 +168,19 @@ fn state(idle: &Idle, boot_id: &str, last_check: Option<BootTime>, now: BootTime
             }),
         failures: memory.failures,
         disabled_by_operator: memory.switch == Switch::OffByOperator,
+        account: account.clone(),
+        short_sleeps: 0,
+        disabled_by_wake_loop: false,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::idle::{Event, Finding};
+    use crate::{
+        energy::Outcome,
+        idle::{Event, Finding},
+    };
 
     const NOW: BootTime = BootTime(Duration::from_secs(5000));
 
@@ -179,7 +196,11 @@ mod tests {
 
     /// What comes back after a restart at `later`.
     fn restarted(idle: &Idle, boot_id: &str, later: BootTime) -> Memory {
-        memory(&state(idle, "this boot", None, NOW), boot_id, later)
+        memory(
+            &state(idle, &Account::default(), "this boot", None, NOW),
+            boot_id,
+            later,
+        )
     }
 
     #[test]
@@ -191,6 +212,23 @@ mod tests {
         assert_eq!(same, *idle.memory());
         let other = restarted(&idle, "another boot", later);
         assert_eq!((other.last_activity, other.switch), (later, Switch::OffByOperator));
+    }
+
+    #[test]
+    fn the_account_is_saved_when_it_changes_and_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut keeper = Keeper::new(Ok(StateFile::open(folder.path()).unwrap()));
+        let (idle, mut account, complaint) = keeper.restore(settings(), NOW);
+        assert_eq!((&account, complaint), (&Account::default(), None));
+        let every = Duration::from_secs(600);
+        keeper.save(&idle, &account, None, NOW, every);
+        assert!(!keeper.wants(&idle, &account, NOW));
+        account.note(Outcome::Slept { asleep: every }, None);
+        assert!(keeper.wants(&idle, &account, NOW));
+        keeper.save(&idle, &account, None, NOW, every);
+        assert!(!keeper.wants(&idle, &account, NOW));
+        let (_, restored, _) = keeper.restore(settings(), NOW);
+        assert_eq!(restored, account);
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod documents;
 pub mod driver;
 pub mod edges;
+pub mod energy;
 pub mod escalate;
 pub mod events;
 pub mod history;

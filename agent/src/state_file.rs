@@ -1,7 +1,7 @@
 //! The state that outlives the agent, in `STATE_DIR/state`: what an operator ordered, and what it was doing last.
 //!
 //! ```text
-//! SCHEMA=1
+//! SCHEMA=2
 //! LAST_ACTIVITY=1795343400
 //! SLEEP_PENDING=false
 //! ..
@@ -26,7 +26,7 @@ use std::{
 use atomic_write_file::{AtomicWriteFile, unix::OpenOptionsExt as _};
 
 pub use self::text::{StateError, parse, render};
-use crate::clock::BootTime;
+use crate::{clock::BootTime, energy::Account};
 
 /// Where the agent keeps its state unless told otherwise.
 pub const DEFAULT_DIR: &str = "/var/lib/vmstation/autosleep";
@@ -38,7 +38,7 @@ const CORRUPT: &str = "state.corrupt";
 const MAX_SIZE: u64 = 64 << 10;
 
 /// What is kept over a restart.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct SavedState {
     /// Last activity, seconds since 1970. For people.
     pub last_activity: u64,
@@ -56,6 +56,12 @@ pub struct SavedState {
     pub failures: u32,
     /// Whether an operator said `ctl disable`.
     pub disabled_by_operator: bool,
+    /// What came of all sleeps so far; time asleep kept to the millisecond, rounded down.
+    pub account: Account,
+    /// Sleeps in a row that ended within a minute.
+    pub short_sleeps: u32,
+    /// Whether too many of those switched sleeping off.
+    pub disabled_by_wake_loop: bool,
 }
 
 /// Which boot the file was written in, and its last activity there.
@@ -203,7 +209,7 @@ mod tests {
     use std::{fs, io, os::unix::fs::PermissionsExt as _, time::Duration};
 
     use super::{Loaded, SavedBoot, SavedHold, SavedState, StateError, StateFile, render};
-    use crate::clock::BootTime;
+    use crate::{clock::BootTime, energy::Account};
 
     fn state() -> SavedState {
         SavedState {
@@ -219,6 +225,12 @@ mod tests {
                 by: "root (pid 812)".into(),
                 reason: "$(reboot)".into(),
             }),
+            account: Account {
+                sleeps: 12,
+                asleep: Duration::from_millis(298_800_250),
+                saved_joules: Some(18_720_000.5),
+                ..Account::default()
+            },
             ..SavedState::default()
         }
     }
@@ -244,8 +256,44 @@ mod tests {
         assert_eq!(left_behind, 1, "temporary files stay behind");
     }
 
+    /// A power cut during [`StateFile::save`] leaves the temporary file at any length, and the name with the old file or the new one.
     #[test]
-    fn garbage_is_set_aside_and_kept() {
+    fn f1_a_power_cut_while_saving_leaves_the_old_file_or_the_new_one() {
+        let (_folder, file) = opened();
+        let new = render(&state());
+        file.save(&SavedState::default()).unwrap();
+        for length in 0..=new.len() {
+            let torn = file.path().with_file_name(format!(".state.{length:06}"));
+            fs::write(&torn, &new.as_bytes()[..length]).unwrap();
+            assert!(matches!(file.load(), Loaded::Restored(found) if found == SavedState::default()));
+        }
+        file.save(&state()).unwrap();
+        assert!(matches!(file.load(), Loaded::Restored(found) if found == state()));
+    }
+
+    /// A file system that loses the end of a file all the same is found out.
+    #[test]
+    fn f1_a_file_torn_at_any_byte_is_set_aside_and_never_taken_for_a_state() {
+        let (_folder, file) = opened();
+        let whole = render(&state());
+        for length in 0..whole.len() {
+            // The rest missing, or there and never written.
+            let mut zeroed = whole.clone().into_bytes();
+            zeroed[length..].fill(0);
+            for content in [&whole.as_bytes()[..length], &zeroed] {
+                fs::write(file.path(), content).unwrap();
+                let Loaded::Corrupt { kept_as, .. } = file.load() else {
+                    panic!("{length} bytes were taken for a state");
+                };
+                assert_eq!(fs::read(kept_as.unwrap()).unwrap(), content);
+            }
+        }
+        fs::write(file.path(), &whole).unwrap();
+        assert!(matches!(file.load(), Loaded::Restored(found) if found == state()));
+    }
+
+    #[test]
+    fn f2_garbage_is_set_aside_and_kept() {
         let whole = render(&state());
         let contents: [&[u8]; 5] = [
             b"",
@@ -266,20 +314,20 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_file_is_set_aside_and_named() {
+    fn f2_a_newer_file_is_set_aside_and_named() {
         let (_folder, file) = opened();
-        fs::write(file.path(), "SCHEMA=2\nSOMETHING_ELSE=1\nEND=1\n").unwrap();
+        fs::write(file.path(), "SCHEMA=3\nSOMETHING_ELSE=1\nEND=1\n").unwrap();
         assert!(matches!(
             file.load(),
             Loaded::Corrupt {
-                why: StateError::Newer { schema: 2 },
+                why: StateError::Newer { schema: 3 },
                 ..
             }
         ));
     }
 
     #[test]
-    fn a_folder_that_cannot_take_the_file_is_an_error_and_the_file_stays() {
+    fn f3_a_folder_that_cannot_take_the_file_is_an_error_and_the_file_stays() {
         let (_folder, file) = opened();
         fs::create_dir(file.path()).unwrap();
         assert!(file.save(&state()).is_err());

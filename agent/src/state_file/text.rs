@@ -3,10 +3,12 @@
 use std::{collections::BTreeMap, fmt::Write as _, str::FromStr, time::Duration};
 
 use super::{SavedBoot, SavedHold, SavedState};
-use crate::clock::BootTime;
+use crate::{clock::BootTime, energy::Account};
 
 /// Version of the file; it rises when a key changes its meaning or one is added.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
+/// The version before: it has no lines about sleeps.
+const BEFORE_SLEEPS: u32 = 1;
 /// The last line. A file without it was cut off.
 const END: &str = "END=1\n";
 /// All that the shell scripts before the agent wrote.
@@ -52,6 +54,7 @@ pub fn render(state: &SavedState) -> String {
         state.failures,
         state.disabled_by_operator
     );
+    text.push_str(&sleeps(state));
     let mut line = |key: &str, value: &str| {
         let _infallible = writeln!(text, "{key}={value}");
     };
@@ -69,6 +72,31 @@ pub fn render(state: &SavedState) -> String {
     text
 }
 
+/// The lines of the account and what belongs to it.
+fn sleeps(state: &SavedState) -> String {
+    let Account {
+        sleeps,
+        wakes,
+        external,
+        failed,
+        refused,
+        aborted,
+        asleep,
+        saved_joules,
+    } = &state.account;
+    let mut text = format!(
+        "SLEEPS={sleeps}\nWAKES={wakes}\nEXTERNAL_SUSPENDS={external}\nFAILED_SLEEPS={failed}\nREFUSED_SLEEPS={refused}\n\
+         ABORTED_SLEEPS={aborted}\nASLEEP_SECONDS={}\nSHORT_SLEEPS={}\nDISABLED_BY_WAKE_LOOP={}\n",
+        decimal(*asleep),
+        state.short_sleeps,
+        state.disabled_by_wake_loop,
+    );
+    if let Some(joules) = saved_joules {
+        let _infallible = writeln!(text, "SAVED_JOULES={joules}");
+    }
+    text
+}
+
 /// The state of a text: one of [`render`], or the four lines of the shell scripts, where `SLEEP_ENABLED=false` was an operator's order.
 ///
 /// # Errors
@@ -78,14 +106,14 @@ pub fn parse(text: &str) -> Result<SavedState, StateError> {
     if !lines.values.contains_key("SCHEMA") {
         return lines.legacy();
     }
-    match lines.number("SCHEMA")? {
-        SCHEMA => {}
-        schema => return Err(StateError::Newer { schema }),
+    let schema = lines.number("SCHEMA")?;
+    if schema > SCHEMA {
+        return Err(StateError::Newer { schema });
     }
     if !text.ends_with(&format!("\n{END}")) || lines.number::<u32>("END")? != 1 {
         return Err(StateError::Incomplete);
     }
-    let state = SavedState {
+    let mut state = SavedState {
         last_activity: lines.number("LAST_ACTIVITY")?,
         sleep_pending: lines.number("SLEEP_PENDING")?,
         sleep_enabled: lines.number("SLEEP_ENABLED")?,
@@ -108,7 +136,13 @@ pub fn parse(text: &str) -> Result<SavedState, StateError> {
             }),
             false => None,
         },
+        ..SavedState::default()
     };
+    if schema > BEFORE_SLEEPS {
+        state.account = lines.account()?;
+        state.short_sleeps = lines.number("SHORT_SLEEPS")?;
+        state.disabled_by_wake_loop = lines.number("DISABLED_BY_WAKE_LOOP")?;
+    }
     lines.all_used()?;
     Ok(state)
 }
@@ -155,6 +189,28 @@ impl<'a> Lines<'a> {
         Ok(state)
     }
 
+    fn account(&mut self) -> Result<Account, StateError> {
+        Ok(Account {
+            sleeps: self.number("SLEEPS")?,
+            wakes: self.number("WAKES")?,
+            external: self.number("EXTERNAL_SUSPENDS")?,
+            failed: self.number("FAILED_SLEEPS")?,
+            refused: self.number("REFUSED_SLEEPS")?,
+            aborted: self.number("ABORTED_SLEEPS")?,
+            asleep: self.moment("ASLEEP_SECONDS")?.0,
+            saved_joules: match self.values.contains_key("SAVED_JOULES") {
+                true => Some(self.joules("SAVED_JOULES")?),
+                false => None,
+            },
+        })
+    }
+
+    fn joules(&mut self, key: &'static str) -> Result<f64, StateError> {
+        let joules: f64 = self.number(key)?;
+        let is_amount = joules.is_finite() && joules >= 0.0;
+        is_amount.then_some(joules).ok_or(StateError::Value { key })
+    }
+
     /// A number or a truth value, quoted or not.
     fn number<T: FromStr>(&mut self, key: &'static str) -> Result<T, StateError> {
         let (_, value) = self.values.remove(key).ok_or(StateError::Value { key })?;
@@ -185,7 +241,12 @@ impl<'a> Lines<'a> {
 
 /// Seconds since boot with three decimals.
 fn seconds(at: BootTime) -> String {
-    format!("{}.{:03}", at.0.as_secs(), at.0.subsec_millis())
+    decimal(at.0)
+}
+
+/// Seconds with three decimals.
+fn decimal(length: Duration) -> String {
+    format!("{}.{:03}", length.as_secs(), length.subsec_millis())
 }
 
 fn moment(text: &str) -> Option<BootTime> {
@@ -247,7 +308,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{SavedBoot, SavedHold, SavedState, StateError, parse, render};
-    use crate::clock::BootTime;
+    use crate::{clock::BootTime, energy::Account};
 
     fn moments() -> impl Strategy<Value = BootTime> {
         any::<u64>().prop_map(|millis| BootTime(Duration::from_millis(millis)))
@@ -256,6 +317,21 @@ mod tests {
     /// Strings of any characters, and of those a shell minds.
     fn texts() -> impl Strategy<Value = String> {
         prop_oneof![any::<String>(), "['\"`$(){};&|<>\\\\!*?~#%=\r\n\t \u{0} A-F0-9é]{0,24}"]
+    }
+
+    fn accounts() -> impl Strategy<Value = Account> {
+        (any::<[u64; 6]>(), any::<u64>(), prop::option::of(0.0..f64::MAX)).prop_map(
+            |([sleeps, wakes, external, failed, refused, aborted], millis, saved_joules)| Account {
+                sleeps,
+                wakes,
+                external,
+                failed,
+                refused,
+                aborted,
+                asleep: Duration::from_millis(millis),
+                saved_joules,
+            },
+        )
     }
 
     fn states() -> impl Strategy<Value = SavedState> {
@@ -268,18 +344,25 @@ mod tests {
         });
         (
             any::<[u64; 2]>(),
-            any::<[bool; 3]>(),
+            any::<[bool; 4]>(),
             prop::option::of(boot),
             prop::option::of(hold),
-            any::<u32>(),
+            any::<[u32; 2]>(),
+            accounts(),
         )
             .prop_map(
                 |(
                     [last_activity, last_check],
-                    [sleep_pending, sleep_enabled, disabled_by_operator],
+                    [
+                        sleep_pending,
+                        sleep_enabled,
+                        disabled_by_operator,
+                        disabled_by_wake_loop,
+                    ],
                     boot,
                     hold,
-                    failures,
+                    [failures, short_sleeps],
+                    account,
                 )| {
                     SavedState {
                         last_activity,
@@ -290,6 +373,9 @@ mod tests {
                         hold,
                         failures,
                         disabled_by_operator,
+                        account,
+                        short_sleeps,
+                        disabled_by_wake_loop,
                     }
                 },
             )
@@ -339,12 +425,39 @@ mod tests {
     }
 
     #[test]
+    fn a_file_from_before_the_account_loads_with_an_empty_one() {
+        let text = "SCHEMA=1\nLAST_ACTIVITY=1700000000\nSLEEP_PENDING=false\nSLEEP_ENABLED=true\nLAST_CHECK=1700000300\n\
+                    FAILURES=2\nDISABLED_BY_OPERATOR=true\nEND=1\n";
+        let state = SavedState {
+            last_activity: 1_700_000_000,
+            sleep_enabled: true,
+            last_check: 1_700_000_300,
+            failures: 2,
+            disabled_by_operator: true,
+            ..SavedState::default()
+        };
+        assert_eq!(parse(text), Ok(state));
+        let surprise = text.replace("END=1", "SLEEPS=1\nEND=1");
+        assert_eq!(parse(&surprise), Err(StateError::Line { line: 8 }));
+    }
+
+    #[test]
     fn what_is_not_ours_is_refused() {
         let whole = render(&SavedState::default());
         assert!(parse(&whole).is_ok());
         for (wrong, why) in [
-            (whole.replace("SCHEMA=1", "SCHEMA=2"), StateError::Newer { schema: 2 }),
-            (whole.replace("SCHEMA=1\n", ""), StateError::Line { line: 6 }),
+            (whole.replace("SCHEMA=2", "SCHEMA=3"), StateError::Newer { schema: 3 }),
+            (whole.replace("SCHEMA=2", "SCHEMA=1"), StateError::Line { line: 13 }),
+            (whole.replace("\nSLEEPS=0", ""), StateError::Value { key: "SLEEPS" }),
+            (
+                whole.replace("END=1", "SAVED_JOULES=inf\nEND=1"),
+                StateError::Value { key: "SAVED_JOULES" },
+            ),
+            (
+                whole.replace("END=1", "SAVED_JOULES=-1\nEND=1"),
+                StateError::Value { key: "SAVED_JOULES" },
+            ),
+            (whole.replace("SCHEMA=2\n", ""), StateError::Line { line: 12 }),
             (whole.replace("END=1\n", ""), StateError::Incomplete),
             (whole.replace("END=1\n", "END=1"), StateError::Incomplete),
             (
