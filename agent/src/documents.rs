@@ -6,12 +6,13 @@ use crate::{
     clock::BootTime,
     config::{Policy, Scope, SshDetection},
     counters::{Reading, Source, Traffic},
+    energy::{self, Account, Power},
     escalate,
     idle::{Brake, Idle, State},
     probes::{Cost, Family},
     report::{
-        Blocker, ClassRates, Hold, InterfaceRates, Programs, Rates, SCHEMA, Signal, SignalSource, SshSession,
-        StateName, Status, Why,
+        Blocker, ClassRates, Hold, InterfaceRates, LastAttempt, Programs, Rates, SCHEMA, Signal, SignalSource,
+        SleepReport, SshSession, StateName, Status, Why,
     },
     sample::{Sample, TrafficRates},
     verdict::{Compared, Reason, SignalName, beyond_cap},
@@ -41,6 +42,12 @@ pub struct Snapshot<'a> {
     pub warnings: Vec<String>,
     /// Suspends so far.
     pub suspends: u64,
+    /// What came of all sleeps.
+    pub account: &'a Account,
+    /// What the host draws, or why that is not known.
+    pub power: Result<Power, energy::Unknown>,
+    /// The last attempt; its `ago_s` holds at the time given to [`Snapshot::status`].
+    pub last: Option<LastAttempt>,
 }
 
 /// How it stands with the programs of a family.
@@ -121,6 +128,26 @@ impl Snapshot<'_> {
             programs: self.programs.iter().map(|standing| programs(standing, now)).collect(),
             warnings: self.warnings.clone(),
             suspends: self.suspends,
+            sleep: self.sleep(),
+        }
+    }
+
+    fn sleep(&self) -> SleepReport {
+        let account = self.account;
+        SleepReport {
+            sleeps: account.sleeps,
+            wakes: account.wakes,
+            failed: account.failed,
+            refused: account.refused,
+            aborted: account.aborted,
+            external: account.external,
+            asleep_s: seconds(account.asleep),
+            saved_kwh: account.saved_kwh(self.power.as_ref().ok()),
+            energy_source: match &self.power {
+                Ok(power) => power.to_string(),
+                Err(unknown) => unknown.to_string(),
+            },
+            last: self.last.clone(),
         }
     }
 

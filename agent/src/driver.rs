@@ -22,7 +22,7 @@ use crate::{
     control::{Call, Peer, RefusalCode, Request, Response},
     documents::{FamilyStanding, Snapshot, Standing},
     edges::{Budget, Edge},
-    energy::Account,
+    energy::{Account, Power},
     escalate::{self, Escalation},
     events::{Event, Sources, SourcesError},
     history::History,
@@ -504,6 +504,9 @@ impl Driver {
             programs: self.programs(),
             warnings: self.parts.warnings.iter().chain(&self.reload_failed).cloned().collect(),
             suspends: self.suspends,
+            account: &self.account,
+            power: Power::new(&self.parts.policy.energy, None),
+            last: None,
         }
     }
 

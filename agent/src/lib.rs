@@ -21,6 +21,7 @@ pub mod keeper;
 pub mod kubepods;
 pub mod lock;
 pub mod memory;
+pub mod metrics;
 pub mod notify;
 pub mod owner;
 pub mod pods;

@@ -56,6 +56,67 @@ pub struct Status {
     pub warnings: Vec<String>,
     /// Suspends carried out (in dry-run: that would have been) since the agent started.
     pub suspends: u64,
+    /// What came of all sleeps, over restarts of the agent.
+    #[serde(default)]
+    pub sleep: SleepReport,
+}
+
+/// What came of all sleeps, over restarts of the agent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SleepReport {
+    /// Sleeps the agent ordered that took place.
+    pub sleeps: u64,
+    /// Resumes from them.
+    pub wakes: u64,
+    /// Attempts that should have put the host to sleep and did not.
+    pub failed: u64,
+    /// Attempts something forbade from the start.
+    pub refused: u64,
+    /// Attempts begun and taken back.
+    pub aborted: u64,
+    /// Suspends others ordered.
+    pub external: u64,
+    /// Seconds in the agent's own sleeps.
+    pub asleep_s: f64,
+    /// Kilowatt hours saved in them; absent if what the host draws is not known.
+    pub saved_kwh: Option<f64>,
+    /// Where the power for that is known from, or why it is not, in words.
+    pub energy_source: String,
+    /// The last attempt, or the last suspend by others; absent before the first since the agent started.
+    pub last: Option<LastAttempt>,
+}
+
+/// What came of one attempt to sleep.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LastAttempt {
+    /// What came of it.
+    pub outcome: AttemptOutcome,
+    /// Why it ended so, in words; empty if there is nothing to say.
+    pub reason: String,
+    /// What woke the host, if it slept and that is known.
+    pub wake_source: Option<String>,
+    /// Seconds asleep; absent if it did not sleep.
+    pub asleep_s: Option<f64>,
+    /// Milliseconds the agent's own steps added to the suspend and the resume; absent if it did not sleep.
+    pub added_ms: Option<f64>,
+    /// Seconds since it ended.
+    pub ago_s: f64,
+}
+
+/// What came of an attempt to sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttemptOutcome {
+    /// The host slept and is awake again.
+    Slept,
+    /// Something forbade it from the start.
+    Refused,
+    /// It should have slept and did not.
+    Failed,
+    /// It was begun and taken back.
+    Aborted,
+    /// The host slept because somebody else ordered it.
+    External,
 }
 
 /// State of the idle machine.

@@ -13,7 +13,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 use vmstation_agent::{
     control::{Call, ControlServer, Peer, Request, Response},
-    report::{Blocker, InterfaceRates, Rates, SCHEMA, StateName, Status, Why},
+    report::{Blocker, InterfaceRates, Rates, SCHEMA, SleepReport, StateName, Status, Why},
 };
 
 /// The control server with a driver that answers as it is told; ends when dropped.
@@ -171,6 +171,7 @@ pub(crate) fn status() -> Status {
         programs: Vec::new(),
         warnings: Vec::new(),
         suspends: 0,
+        sleep: SleepReport::default(),
     }
 }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::report::{
-    Blocker, ClassRates, Hold, InterfaceRates, Programs, Rates, SCHEMA, Signal, SignalSource, SshSession, StateName,
-    Status, Why,
+    AttemptOutcome, Blocker, ClassRates, Hold, InterfaceRates, LastAttempt, Programs, Rates, SCHEMA, Signal,
+    SignalSource, SleepReport, SshSession, StateName, Status, Why,
 };
 
 pub(crate) fn status() -> Status {
@@ -96,6 +96,25 @@ pub(crate) fn status() -> Status {
         ],
         warnings: vec!["power.log cannot be written".into()],
         suspends: 2,
+        sleep: SleepReport {
+            sleeps: 12,
+            wakes: 12,
+            failed: 1,
+            refused: 4,
+            aborted: 2,
+            external: 3,
+            asleep_s: 298_800.0,
+            saved_kwh: Some(5.2),
+            energy_source: "configured watts".into(),
+            last: Some(LastAttempt {
+                outcome: AttemptOutcome::Slept,
+                reason: String::new(),
+                wake_source: Some("eth0".into()),
+                asleep_s: Some(28_800.0),
+                added_ms: Some(123.4),
+                ago_s: 7200.0,
+            }),
+        },
     }
 }
 

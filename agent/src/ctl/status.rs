@@ -6,7 +6,10 @@ use super::{
 };
 use crate::{
     printable::printable,
-    report::{Blocker, ClassRates, InterfaceRates, Programs, Signal, SignalSource, StateName, Status},
+    report::{
+        AttemptOutcome, Blocker, ClassRates, InterfaceRates, LastAttempt, Programs, Signal, SignalSource, SleepReport,
+        StateName, Status,
+    },
 };
 
 /// Width of the column of labels.
@@ -19,6 +22,7 @@ pub(super) fn view(status: &Status, paint: Paint) -> Vec<String> {
     let mut lines = vec![title(status, paint), String::new()];
     lines.extend(labelled("state", [headline(status, paint)]));
     lines.extend(labelled("sleeping", [sleeping(status)]));
+    lines.extend(labelled("slept", slept(&status.sleep)));
     lines.extend(labelled("idle", [idle(status)]));
     lines.extend(labelled("cpu", cpu(status)));
     lines.extend(labelled("network", network(status)));
@@ -118,6 +122,60 @@ fn sleeping(status: &Status) -> String {
         (count, false) => format!("; suspended {}", counted(count, "time")),
     };
     format!("{allowed}{hold}{suspends}")
+}
+
+/// How often and for how long, what else came of attempts, and the last one.
+fn slept(sleep: &SleepReport) -> Vec<String> {
+    let source = printable(&sleep.energy_source);
+    let saved = match sleep.saved_kwh {
+        _ if sleep.sleeps == 0 => String::new(),
+        Some(kwh) => format!("; saved about {kwh:.1} kWh ({source})"),
+        None => format!("; energy {source}"),
+    };
+    let whole = match sleep.sleeps {
+        0 => "never so far".to_owned(),
+        sleeps => format!(
+            "{}, {} in all, woken {}{saved}",
+            counted(sleeps, "time"),
+            duration(sleep.asleep_s),
+            counted(sleep.wakes, "time")
+        ),
+    };
+    let others: Vec<_> = [
+        (sleep.failed, "failed"),
+        (sleep.refused, "refused"),
+        (sleep.aborted, "aborted"),
+        (sleep.external, "by others"),
+    ]
+    .into_iter()
+    .filter(|(count, _)| *count > 0)
+    .map(|(count, kind)| format!("{count} {kind}"))
+    .collect();
+    let others = (!others.is_empty()).then(|| format!("besides: {}", others.join(", ")));
+    [whole]
+        .into_iter()
+        .chain(others)
+        .chain(sleep.last.as_ref().map(last_attempt))
+        .collect()
+}
+
+fn last_attempt(last: &LastAttempt) -> String {
+    let outcome = match last.outcome {
+        AttemptOutcome::Slept => "slept",
+        AttemptOutcome::Refused => "refused",
+        AttemptOutcome::Failed => "failed",
+        AttemptOutcome::Aborted => "aborted",
+        AttemptOutcome::External => "slept by others' order",
+    };
+    let length = last.asleep_s.map(|length| format!(" for {}", duration(length)));
+    let source = last
+        .wake_source
+        .as_ref()
+        .map(|source| format!(", woken by {}", printable(source)));
+    let added = last.added_ms.map(|added| format!(", {added:.0} ms of it ours"));
+    let reason = (!last.reason.is_empty()).then(|| format!(": {}", printable(&last.reason)));
+    let details: String = [length, source, added, reason].into_iter().flatten().collect();
+    format!("last, {} ago: {outcome}{details}", duration(last.ago_s))
 }
 
 /// How far the idle time has come.
@@ -286,8 +344,11 @@ pub(super) fn labelled(label: &str, lines: impl IntoIterator<Item = String>) -> 
 
 #[cfg(test)]
 mod tests {
-    use super::{bar, view};
-    use crate::ctl::{paint::Paint, sample};
+    use super::{bar, slept, view};
+    use crate::{
+        ctl::{paint::Paint, sample},
+        report::{AttemptOutcome, LastAttempt, SleepReport},
+    };
 
     #[test]
     fn says_all_of_it_aligned() {
@@ -296,6 +357,9 @@ worker-01  vmstation-autosleep 0.1.0 (pid 812, dry run: never suspends)
 
 state       quiet for 12 min 5 s, sleeps in 1 h 57 min if it stays quiet
 sleeping    enabled; held awake for 59 min by root (pid 900): backup; would have suspended 2 times
+slept       12 times, 3 d 11 h in all, woken 12 times; saved about 5.2 kWh (configured watts)
+            besides: 1 failed, 4 refused, 2 aborted, 3 by others
+            last, 2 h ago: slept for 8 h, woken by eth0, 123 ms of it ours
 idle        12 min 5 s of 2 h, then 10 min grace period
 cpu         [#...................]   3.2 %  1234 switches/s
             cpu0 5 %  cpu1 1 %
@@ -328,6 +392,31 @@ warnings    power.log cannot be written";
         assert!(shown.iter().all(|line| !line.contains(char::is_control)), "{shown:?}");
         let coloured = view(&sample::status(), Paint::Coloured);
         assert!(coloured.iter().any(|line| line.contains("\x1b[33m")));
+    }
+
+    #[test]
+    fn energy_that_is_not_known_is_not_called_zero() {
+        let mut sleep = SleepReport::default();
+        assert_eq!(slept(&sleep), ["never so far"]);
+        sleep.sleeps = 1;
+        sleep.wakes = 1;
+        sleep.asleep_s = 60.0;
+        sleep.energy_source = "unknown: no figure".into();
+        sleep.last = Some(LastAttempt {
+            outcome: AttemptOutcome::Refused,
+            reason: "a package upgrade runs\x07".into(),
+            wake_source: None,
+            asleep_s: None,
+            added_ms: None,
+            ago_s: 5.0,
+        });
+        let said = slept(&sleep);
+        assert_eq!(said[0], "1 time, 1 min in all, woken 1 time; energy unknown: no figure");
+        assert!(
+            said[1].starts_with("last, 5 s ago: refused: a package upgrade runs"),
+            "{said:?}"
+        );
+        assert!(!said[1].contains('\x07'));
     }
 
     #[test]
