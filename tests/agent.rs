@@ -11,6 +11,7 @@ mod support {
     pub(crate) mod faults;
     #[expect(dead_code, reason = "the tests of the kernel half use more of it")]
     pub(crate) mod frames;
+    pub(crate) mod full_disk;
     pub(crate) mod namespaces;
     #[expect(dead_code, reason = "the tests of the kernel half use more of it")]
     pub(crate) mod netns;
@@ -92,6 +93,10 @@ fn main() {
         anywhere("f5_a_failed_reload_keeps_the_old_configuration", failed_reload),
         anywhere("f2_a_corrupt_state_is_set_aside", corrupt_state),
         anywhere("f3_without_a_state_folder_the_host_stays_awake", no_state_folder),
+        as_root(
+            "f3_a_full_or_read_only_state_folder_keeps_the_host_awake",
+            support::full_disk::a_full_or_read_only_state_folder_keeps_the_host_awake,
+        ),
         as_root(
             "a_loaded_host_has_only_the_ssh_programs_and_a_resting_one_all",
             support::escalation::a_loaded_host_has_only_the_ssh_programs,
