@@ -169,11 +169,11 @@ impl Figures {
         let sleep = &self.status.sleep;
         page.counter(
             ["vmstation_sleep_events", "Sleeps the agent ordered that took place"],
-            sleep.sleeps,
+            &sleep.sleeps,
         )?;
         page.counter(
             ["vmstation_wake_events", "Resumes from sleeps the agent ordered"],
-            sleep.wakes,
+            &sleep.wakes,
         )?;
         page.counters(
             [
@@ -189,16 +189,16 @@ impl Figures {
         )?;
         page.counter(
             ["vmstation_external_suspends", "Suspends others ordered"],
-            sleep.external,
+            &sleep.external,
         )?;
         page.counter(
             ["vmstation_asleep_seconds", "Time in sleeps the agent ordered"],
-            sleep.asleep_s,
+            &sleep.asleep_s,
         )?;
         match sleep.saved_kwh {
             Some(kwh) => page.counter(
                 ["vmstation_energy_saved_joules", "Energy not drawn in those sleeps"],
-                kwh * JOULES_PER_KWH,
+                &(kwh * JOULES_PER_KWH),
             ),
             None => Ok(()),
         }
@@ -217,7 +217,7 @@ impl Figures {
         )?;
         page.gauge(
             ["vmstation_idle_seconds", "Time since the last activity"],
-            status.idle_s,
+            &status.idle_s,
         )?;
         let states = STATES.map(|(state, name)| ([("state", name)], u64::from(state == status.state)));
         page.gauges(["vmstation_state", "1 for the state of the idle machine"], &states)?;
@@ -277,11 +277,11 @@ impl Figures {
                 "vmstation_sleep_enabled",
                 "Whether configuration and operator let the host sleep at all",
             ],
-            u64::from(status.sleep_enabled),
+            &u64::from(status.sleep_enabled),
         )?;
         page.gauge(
             ["vmstation_dry_run", "Whether the agent only says what it would do"],
-            u64::from(status.dry_run),
+            &u64::from(status.dry_run),
         )?;
         page.gauges(
             ["vmstation_build_info", "1; the label tells the version of the agent"],
@@ -334,9 +334,9 @@ fn sources(signal: &Signal) -> [([(&str, &str); 2], u64); 5] {
 struct Page<'a, 'e>(&'a mut DescriptorEncoder<'e>);
 
 impl Page<'_, '_> {
-    fn counter(&mut self, [name, help]: Title, value: impl EncodeCounterValue) -> fmt::Result {
+    fn counter(&mut self, [name, help]: Title, value: &impl EncodeCounterValue) -> fmt::Result {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        metric.encode_counter(&value, None::<&Exemplar<NoLabelSet, f64>>)
+        metric.encode_counter(value, None::<&Exemplar<NoLabelSet, f64>>)
     }
 
     fn counters(&mut self, [name, help]: Title, label: &str, values: &[(&str, u64)]) -> fmt::Result {
@@ -349,9 +349,9 @@ impl Page<'_, '_> {
         Ok(())
     }
 
-    fn gauge(&mut self, [name, help]: Title, value: impl EncodeGaugeValue) -> fmt::Result {
+    fn gauge(&mut self, [name, help]: Title, value: &impl EncodeGaugeValue) -> fmt::Result {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        metric.encode_gauge(&value)
+        metric.encode_gauge(value)
     }
 
     fn gauges<const N: usize>(&mut self, [name, help]: Title, values: &[([(&str, &str); N], u64)]) -> fmt::Result {
