@@ -16,6 +16,7 @@ pub mod events;
 pub mod history;
 pub mod hooks;
 pub mod idle;
+pub mod inhibit;
 pub mod interfaces;
 pub mod keeper;
 pub mod kubepods;

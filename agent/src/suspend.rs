@@ -1,26 +1,24 @@
-//! Suspending the host: the only file that touches power. Never decides: it is called after everything was decided and checked.
+//! Suspending the host: this file and its folder are the only ones that touch power. Never decides: it is called after everything was
+//! decided and checked.
+//!
+//! - [`logind`] gives the order and waits for its end, [`ended`] judges that end;
+//! - [`power`] is `/sys/power`: sleep states, the `wakeup_count` handshake, `suspend_stats`, who woke the host;
+//! - [`rtc`] is the dead man's alarm;
+//! - [`veto`] lets activity after the order abort the suspend in the kernel.
 
-use std::{future::Future, pin::Pin, time::Duration};
+pub mod ended;
+pub mod logind;
+pub mod power;
+pub mod rtc;
+pub mod veto;
 
-use thiserror::Error;
-use zbus_systemd::login1::ManagerProxy;
+use std::{fs, future::Future, io, path::Path, pin::Pin, time::Duration};
 
-/// Longest wait for an answer of the system bus (fault S7).
-const BUS_DEADLINE: Duration = Duration::from_secs(5);
+use nix::time::{ClockId, clock_gettime};
 
-/// `SD_LOGIND_ROOT_CHECK_INHIBITORS`: root, too, is held up by inhibitors (systemd, `src/shared/logind-util.h`; fault S2).
-const ROOT_CHECKS_INHIBITORS: u64 = 1;
-
-/// Why the host was not suspended.
-#[derive(Debug, Error)]
-pub enum SuspendError {
-    /// No answer in time.
-    #[error("logind did not answer within {} s: is systemd-logind running?", BUS_DEADLINE.as_secs())]
-    Silent,
-    /// The bus or logind said no.
-    #[error("logind refused to suspend")]
-    Refused(#[source] zbus::Error),
-}
+use crate::clock::BootTime;
+pub use ended::{Baseline, Ended, NotSlept, SUSPENDED};
+pub use logind::{Logind, SuspendError};
 
 /// The outcome of a suspend, as it becomes known.
 pub type Outcome<'a> = Pin<Box<dyn Future<Output = Result<(), SuspendError>> + Send + 'a>>;
@@ -42,23 +40,18 @@ impl Suspender for DryRun {
     }
 }
 
-/// Asks systemd-logind (org.freedesktop.login1(5), `SuspendWithFlags`).
-#[derive(Debug)]
-pub struct Logind;
+/// Time the host has been suspended since boot: what `CLOCK_BOOTTIME` counts and `CLOCK_MONOTONIC` does not (clock_gettime(2)). To the
+/// microsecond: the two are read one after the other.
+pub fn suspended_so_far() -> Duration {
+    let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    BootTime::now().0.saturating_sub(monotonic)
+}
 
-impl Suspender for Logind {
-    fn suspend(&self) -> Outcome<'_> {
-        Box::pin(async {
-            tokio::time::timeout(BUS_DEADLINE, async {
-                let bus = zbus::Connection::system().await?;
-                ManagerProxy::new(&bus)
-                    .await?
-                    .suspend_with_flags(ROOT_CHECKS_INHIBITORS)
-                    .await
-            })
-            .await
-            .map_err(|_elapsed| SuspendError::Silent)?
-            .map_err(SuspendError::Refused)
-        })
+/// The text of a kernel file without the white space around it; `None` if there is no such file.
+fn read_if_there(path: &Path) -> Result<Option<String>, String> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("read {}: {error}", path.display())),
     }
 }
