@@ -29,7 +29,11 @@ pub(crate) struct Tool {
 }
 
 /// What the privileged tests call, apart from sshd.
-pub(crate) const TEST_TOOLS: [Tool; 4] = [
+pub(crate) const TEST_TOOLS: [Tool; 5] = [
+    Tool {
+        program: "dbus-daemon",
+        package: "dbus-daemon",
+    },
     Tool {
         program: "ip",
         package: "iproute2",

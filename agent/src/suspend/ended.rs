@@ -160,7 +160,7 @@ mod tests {
     fn refused(ended: Ended) -> NotSlept {
         match ended {
             Ended::NotSlept(refused) => refused,
-            Ended::Slept { r#for } => panic!("slept for {for:?}", r#for = r#for),
+            Ended::Slept { r#for: time } => panic!("slept for {time:?}"),
         }
     }
 

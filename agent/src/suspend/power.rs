@@ -19,7 +19,7 @@ use tokio::{sync::oneshot, time};
 use super::read_if_there;
 
 /// A count that is never the current one: the kernel's has 16 bits (`IN_PROGRESS_BITS`, drivers/base/power/wakeup.c).
-const NEVER_CURRENT: u32 = u32::MAX;
+const NEVER_CURRENT: u32 = 0x7fff_ffff;
 
 /// The most names [`Power::wake_source`] tells.
 const NAMES: usize = 4;

@@ -7,7 +7,12 @@
 //! ```
 //!
 //! The flag that makes it so is `EPOLLWAKEUP` (epoll_ctl(2)). The source is released by an epoll_wait(2) that follows the reading of what
-//! was ready. Made for one attempt and dropped with it, which unregisters the sources. Never waits.
+//! was ready.
+//!
+//! A suspend that was aborted disarms `wakeup_count`, and systemd-sleep, whose write of `mem` failed, goes on to `standby` and `freeze`
+//! unless systemd-sleep.conf(5) has `SuspendState=mem`: without that setting a veto may end in suspend-to-idle.
+//!
+//! Made for one attempt and dropped with it, which unregisters the sources. Never waits.
 
 use std::{
     fs, io,
