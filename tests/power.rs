@@ -40,7 +40,7 @@ fn main() {
     if arguments.next().as_deref() == Some(HOLD) {
         return hold(Path::new(&arguments.next().unwrap()));
     }
-    let tests: [(&str, fn()); 19] = [
+    let tests: [(&str, fn()); 20] = [
         ("s2_root_is_held_up_by_inhibitors", root_is_held_up),
         ("s2_a_block_inhibitor_is_named", a_block_inhibitor_is_named),
         ("s2_a_demand_for_authentication_means_inhibited", inhibited_252),
@@ -57,6 +57,7 @@ fn main() {
         ("s7_a_silent_bus_has_a_deadline", a_silent_bus),
         ("s7_a_deaf_logind_has_a_deadline", a_deaf_logind),
         ("s7_an_order_without_an_answer_has_a_deadline", an_unanswered_order),
+        ("s7_no_answer_about_objections_is_an_objection", no_answer_objects),
         ("s9_a_scheduled_shutdown_is_an_objection", a_scheduled_shutdown),
         ("s9_the_holder_of_a_package_lock_is_named", the_holder_of_a_lock),
         ("s16_a_suspend_under_way_is_told_apart", under_way),
@@ -278,6 +279,21 @@ fn an_unanswered_order() {
                 }
             ),
             "{error:?}"
+        );
+    });
+}
+
+fn no_answer_objects() {
+    run(async {
+        let mut bus = Bus::start();
+        let _served = bus.logind(Script::Sleeps, &Arc::default()).await;
+        let logind = Logind::connect_to(&bus.address()).await.unwrap();
+        bus.stop();
+        let (_root, locks) = no_locks();
+        let told = objections(&logind, &locks).await;
+        assert!(
+            matches!(told.as_slice(), [Objection::Unknown { .. }, Objection::Unknown { .. }]),
+            "{told:?}"
         );
     });
 }
