@@ -40,8 +40,8 @@ pub enum SuspendError {
     /// There is a bus, and no logind on it.
     #[error("there is no logind on the system bus: {0}; install systemd-logind or start it")]
     NoLogind(String),
-    /// Somebody holds an inhibitor: logind asks for more rights than we have, or says so.
-    #[error("inhibited: {0}; `systemd-inhibit --list` names the holders")]
+    /// Somebody holds an inhibitor: logind asks for more rights than we have, or says so. A masked suspend.target is refused alike.
+    #[error("inhibited: {0}; `systemd-inhibit --list` names the holders; if there is none, is suspend.target masked?")]
     Inhibited(String),
     /// Another sleep or a shutdown is under way.
     #[error("logind is at it already: {0}")]
