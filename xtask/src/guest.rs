@@ -1,7 +1,8 @@
 //! A guest under qemu: disks and ports in, a process that is always ended by us out.
 //!
-//! Knows nothing of what runs inside. The guest has one network card, whose cable leads nowhere. Emulated (`tcg`), not accelerated: it
-//! then works the same on every machine, inside virtual machines too.
+//! Knows nothing of what runs inside. Emulated (`tcg`), not accelerated: it then works the same on every machine, inside virtual machines
+//! too. No guest reaches a network: the cable of its card leads nowhere, or to a program on this machine's loopback
+//! ([`Controls`]).
 
 use std::{
     fs::{self, File},
@@ -27,6 +28,24 @@ pub(crate) struct Guest<'a> {
     pub(crate) complaints: PathBuf,
     pub(crate) memory_mib: u32,
     pub(crate) cpus: u32,
+    /// How it is driven from outside while it runs, if it is.
+    pub(crate) controls: Option<&'a Controls>,
+}
+
+/// What drives a guest from outside: sockets that qemu makes, and ports of 127.0.0.1.
+///
+/// Such a guest has three network cards, named as QMP's `set_link` takes them. All say that they can wake the machine by a magic packet:
+/// `armed` (i82559er) does as it says, `lying` (rtl8139) takes the order and forgets it, `refusing` (e1000) does not take it. The guest's
+/// own clock runs on in S3, and an alarm of its RTC wakes it.
+pub(crate) struct Controls {
+    /// Socket of qemu's own protocol, QMP.
+    pub(crate) qmp: PathBuf,
+    /// Socket whose other end the guest has as `/dev/virtio-ports/vmstation.channel`.
+    pub(crate) channel: PathBuf,
+    /// Leads to port 22 of 10.0.2.15, an address the guest has to give to the card `armed`.
+    pub(crate) ssh_port: u16,
+    /// Where port 80 of 10.0.2.100, as the guest sees it, leads.
+    pub(crate) webhook_port: u16,
 }
 
 /// A guest that runs. Dropping it kills it.
@@ -54,8 +73,6 @@ impl Guest<'_> {
             "-no-user-config",
             "-display",
             "none",
-            "-nic",
-            "hubport,hubid=0,model=virtio-net-pci",
             "-no-reboot",
             "-device",
             "virtio-rng-pci",
@@ -75,6 +92,12 @@ impl Guest<'_> {
                 .arg("-drive")
                 .arg(format!("if=virtio,format=raw,snapshot=on,file={}", escaped(disk)));
         }
+        match self.controls {
+            Some(controls) => controls.add(&mut command),
+            None => {
+                command.args(["-nic", "hubport,hubid=0,model=virtio-net-pci"]);
+            }
+        }
         for port in [&self.console, &self.port] {
             command.arg("-serial").arg(format!("file:{}", port.display()));
         }
@@ -90,6 +113,45 @@ impl Guest<'_> {
             process,
             since: Stopwatch::start(),
         })
+    }
+}
+
+impl Controls {
+    /// Adds the devices.
+    fn add(&self, command: &mut Command) {
+        let qmp = escaped(&self.qmp);
+        command.args(["-qmp", &format!("unix:{qmp},server=on,wait=off")]);
+        let channel = escaped(&self.channel);
+        command.args([
+            "-chardev",
+            &format!("socket,id=channel,path={channel},server=on,wait=off"),
+        ]);
+        command.args(["-device", "virtio-serial-pci"]);
+        command.args(["-device", "virtserialport,chardev=channel,name=vmstation.channel"]);
+        command.args(["-rtc", "base=utc,clock=host"]);
+        command.args(["-netdev", &self.network()]);
+        command.args(["-device", "i82559er,id=armed,netdev=armed-cable,mac=52:54:00:12:34:01"]);
+        for (hub, (name, model)) in [("lying", "rtl8139"), ("refusing", "e1000")].into_iter().enumerate() {
+            command.args(["-netdev", &format!("hubport,id={name}-cable,hubid={}", hub + 1)]);
+            let mac = hub + 2;
+            command.args([
+                "-device",
+                &format!("{model},id={name},netdev={name}-cable,mac=52:54:00:12:34:0{mac}"),
+            ]);
+        }
+    }
+
+    /// A network that holds nothing but the two ports: qemu itself is the other end of the cable. For each connection of the guest a
+    /// shell carries the bytes; qemu's own way to forward would make one connection for all.
+    fn network(&self) -> String {
+        let carry = format!(
+            "bash -c 'exec 3<>/dev/tcp/127.0.0.1/{}; cat <&3 & exec cat >&3'",
+            self.webhook_port
+        );
+        format!(
+            "user,id=armed-cable,restrict=on,ipv6=off,net=10.0.2.0/24,hostfwd=tcp:127.0.0.1:{}-10.0.2.15:22,guestfwd=tcp:10.0.2.100:80-cmd:{carry}",
+            self.ssh_port
+        )
     }
 }
 

@@ -6,6 +6,7 @@
 use std::{
     ffi::{OsStr, OsString},
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -169,8 +170,52 @@ pub(crate) fn root(workspace: &Workspace) -> Result<RootImage> {
     Ok(image)
 }
 
-/// Makes an image that holds a copy of `folder`, owned by root.
-pub(crate) fn payload(workspace: &Workspace, folder: &Path, disk: &Path) -> Result<()> {
+/// A folder with what an image is to carry.
+pub(crate) struct Payload<'a> {
+    folder: &'a Path,
+}
+
+impl<'a> Payload<'a> {
+    /// Empties the folder, or makes it.
+    pub(crate) fn new(folder: &'a Path) -> Result<Self> {
+        if folder.exists() {
+            fs::remove_dir_all(folder).with_context(|| format!("empty {}", folder.display()))?;
+        }
+        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+        Ok(Self { folder })
+    }
+
+    /// Copies a file to this place in it.
+    pub(crate) fn copy(&mut self, from: &Path, to: impl AsRef<Path>) -> Result<()> {
+        let to = self.folder.join(to);
+        fs::create_dir_all(to.parent().unwrap_or(self.folder))
+            .with_context(|| format!("make a folder for {}", to.display()))?;
+        fs::copy(from, &to).with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
+        Ok(())
+    }
+
+    /// Copies the files of a folder; folders in it are left out.
+    pub(crate) fn copy_files(&mut self, from: &Path, to: &str) -> Result<()> {
+        for entry in fs::read_dir(from).with_context(|| format!("list {}", from.display()))? {
+            let entry = entry.with_context(|| format!("list {}", from.display()))?;
+            if entry.path().is_file() {
+                self.copy(&entry.path(), Path::new(to).join(entry.file_name()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes an executable file.
+    pub(crate) fn script(&mut self, name: &str, text: &str) -> Result<()> {
+        let script = self.folder.join(name);
+        fs::write(&script, text).with_context(|| format!("write {}", script.display()))?;
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("make {} executable", script.display()))
+    }
+}
+
+/// Makes an image that holds a copy of `folder`, owned by root. `step` names its log.
+pub(crate) fn payload(workspace: &Workspace, step: &str, folder: &Path, disk: &Path) -> Result<()> {
     let mebibytes = size_of_files(folder)? * 5 / 4 / (1 << 20) + 64;
     let mut command = Command::new(program("mke2fs")?);
     command
@@ -188,7 +233,7 @@ pub(crate) fn payload(workspace: &Workspace, folder: &Path, disk: &Path) -> Resu
         .arg(folder)
         .arg(disk)
         .arg(format!("{mebibytes}M"));
-    step::run(workspace, "vm-payload", "packing the tests", &mut command)
+    step::run(workspace, step, "packing the tests", &mut command)
 }
 
 /// Everything the root image depends on. Kept beside it: another text, another image.

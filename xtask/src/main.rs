@@ -12,6 +12,7 @@ mod packages;
 mod privilege;
 mod run;
 mod setup;
+mod sleep_guest;
 mod step;
 mod suites;
 mod supervise;

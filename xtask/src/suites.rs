@@ -2,7 +2,7 @@
 //!
 //! Cargo builds, xtask starts: so the build never needs root, and a test that does can be started with sudo or inside a guest.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -21,6 +21,14 @@ pub(crate) struct Suite {
     /// Folder of its package, where tests expect to run.
     pub(crate) folder: PathBuf,
     pub(crate) needs_root: bool,
+}
+
+impl Suite {
+    /// Folder of cargo's profile, where the programs lie that were built with it.
+    pub(crate) fn profile(&self) -> Result<&Path> {
+        let profile = self.executable.parent().and_then(Path::parent);
+        profile.with_context(|| format!("{} lies in no folder of cargo's", self.executable.display()))
+    }
 }
 
 /// Builds all programs of the workspace, then all tests, for `target` or this machine. The eBPF programs must have been built before.

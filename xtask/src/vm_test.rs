@@ -1,15 +1,14 @@
-//! `cargo xtask vm-test`: the kernel tests on another kernel, in a guest.
+//! `cargo xtask vm-test`: the kernel tests on another kernel, in a guest; and what only a machine that suspends can show, in another.
 //!
-//! The guest runs the same executables as `cargo xtask test` and reports through a serial port; a report without its end counts as a
-//! failure.
+//! The first guest runs the same executables as `cargo xtask test` and reports through a serial port; a report without its end counts as
+//! a failure. The second one is driven from here ([`crate::sleep_guest`]). Both run at the same time.
 
 use std::{
     fmt::Write as _,
-    fs::{self, File},
+    fs::File,
     io::{IsTerminal, Read, stderr},
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    process::ExitCode,
+    path::Path,
+    process::{Command, ExitCode},
     thread,
     time::Duration,
 };
@@ -19,11 +18,11 @@ use anyhow::{Context, Result, bail};
 use crate::{
     build_ebpf, elf,
     guest::Guest,
-    image::{self, GLIBC, PAYLOAD_FOLDER},
-    setup,
+    image::{self, GLIBC, PAYLOAD_FOLDER, Payload, RootImage},
+    setup, sleep_guest,
     step::{self, Progress},
     suites::{self, Suite},
-    tally::{Tally, Transcript},
+    tally::{self, Tally, Transcript},
     workspace::Workspace,
 };
 
@@ -40,18 +39,21 @@ const LOCKED_DOWN: &str = "e1_lockdown_costs_only_its_own_signal";
 /// Line after all suites.
 const END: &str = "@@ end";
 
-/// Runs the tests that need the kernel in a Debian 12 guest with kernel 6.1.
+/// Runs the tests that need another kernel, or a machine that suspends, in Debian 12 guests with kernel 6.1.
 ///
-/// Boots the guest under qemu (emulated, so it needs no /dev/kvm), starts the suites `kernel`, `ssh` and `agent` in it as root, prints
-/// what they print and, as the last line, the sum. The guest's network card is connected to nothing. The guest is made once with
+/// Boots a guest under qemu (emulated, so it needs no /dev/kvm), starts the suites `kernel`, `ssh` and `agent` in it as root, and prints
+/// what they print. At the same time it boots a second one, which really suspends, and runs the suite `sleep` on this machine, as the user
+/// who calls: it installs the agent in that guest and drives it through qemu; its lines begin with `sleep |`. The last line is the sum.
+///
+/// The guests' network cards are connected to nothing but ports of this machine's loopback. The guest is made once with
 /// debootstrap, from the mirror apt is configured with, and kept in target/vm/root until its recipe changes: only that step needs root.
 ///
-/// Whatever happens, qemu is ended: at the latest after --deadline.
+/// A guest whose suites have no test that is asked for is not booted. Whatever happens, qemu is ended: at the latest after --deadline.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Run only tests whose name contains one of these
     filters: Vec<String>,
-    /// Minutes after which the guest is killed and everything unfinished counts as failed
+    /// Minutes after which the guests are killed and everything unfinished counts as failed
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=600))]
     deadline: u64,
 }
@@ -63,50 +65,108 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
         bail!("vm-test cannot run: {why}");
     }
     let suites = guest_suites(workspace)?;
-    if suites.is_empty() {
-        bail!("there is no test for the guest: no suite of the workspace needs the kernel");
+    let wanted = |suite: &&Suite| wants(suite, &arguments.filters).unwrap_or(true);
+    let inside: Vec<Suite> = suites
+        .iter()
+        .filter(|suite| suite.needs_root)
+        .filter(wanted)
+        .cloned()
+        .collect();
+    let driven = suites
+        .iter()
+        .find(|suite| suite.name == sleep_guest::SUITE)
+        .filter(wanted);
+    if inside.is_empty() && driven.is_none() {
+        bail!("no test of the guests has a name like that");
     }
     let root = image::root(workspace)?;
-    let folder = workspace.target.join("vm/run");
-    let staging = folder.join("payload");
-    stage(workspace, &suites, &arguments.filters, &staging)?;
-    let disk = folder.join("payload.ext4");
-    image::payload(workspace, &staging, &disk)?;
-
-    let guest = Guest {
-        root: &root,
-        disks: vec![disk],
-        console: folder.join("console.log"),
-        port: folder.join("report.log"),
-        complaints: folder.join("qemu.log"),
-        memory_mib: 2048,
-        cpus: 2,
-    };
-    let report = follow(&guest, Duration::from_secs(arguments.deadline * 60))?;
-    if !report.ended {
-        println!("\nqemu said:\n{}", step::tail(&guest.complaints));
-        println!("\nconsole of the guest, last lines:\n{}", step::tail(&guest.console));
-    }
-    for failure in &report.failures {
+    let deadline = Duration::from_secs(arguments.deadline * 60);
+    let (first, second) = thread::scope(|scope| {
+        let second = driven.map(|suite| {
+            let root = &root;
+            scope.spawn(move || sleep_guest::run(workspace, root, suite, &arguments.filters, deadline))
+        });
+        let first = if inside.is_empty() {
+            Ok((Tally::default(), vec![]))
+        } else {
+            in_guest(workspace, &root, &inside, &arguments.filters, deadline)
+        };
+        let second = second.map_or_else(
+            || Ok((Tally::default(), vec![])),
+            |thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|_| bail!("the sleep guest's thread panicked"))
+            },
+        );
+        (first, second)
+    });
+    let (mut tally, mut failures) = first?;
+    let (of_second, failures_of_second) = second?;
+    tally += of_second;
+    failures.extend(failures_of_second);
+    for failure in &failures {
         println!("failed: {failure}");
     }
-    println!("{}", report.tally);
-    Ok(if report.tally.failed == 0 {
+    println!("{tally}");
+    Ok(if tally.failed == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
 }
 
-/// Suites for the guest, built so that they start there.
-fn guest_suites(workspace: &Workspace) -> Result<Vec<Suite>> {
-    let privileged = |mut suites: Vec<Suite>| {
-        suites.retain(|suite| suite.needs_root);
-        suites
+/// Whether a suite has a test that is asked for.
+fn wants(suite: &Suite, filters: &[String]) -> Result<bool> {
+    if filters.is_empty() {
+        return Ok(true);
+    }
+    let mut list = Command::new(&suite.executable);
+    let tests = step::output(list.arg("--list").current_dir(&suite.folder))?;
+    let tests = String::from_utf8_lossy(&tests.stdout);
+    let tests = tally::listed(&tests);
+    Ok(tests
+        .iter()
+        .any(|test| filters.iter().any(|filter| test.contains(filter.as_str()))))
+}
+
+/// Runs suites inside a guest.
+fn in_guest(
+    workspace: &Workspace,
+    root: &RootImage,
+    suites: &[Suite],
+    filters: &[String],
+    deadline: Duration,
+) -> Result<(Tally, Vec<String>)> {
+    let folder = workspace.target.join("vm/run");
+    let staging = folder.join("payload");
+    stage(workspace, suites, filters, &staging)?;
+    let disk = folder.join("payload.ext4");
+    image::payload(workspace, "vm-payload", &staging, &disk)?;
+    let guest = Guest {
+        root,
+        disks: vec![disk],
+        console: folder.join("console.log"),
+        port: folder.join("report.log"),
+        complaints: folder.join("qemu.log"),
+        memory_mib: 2048,
+        cpus: 2,
+        controls: None,
     };
-    let suites = privileged(suites::build(workspace, None)?);
+    let report = follow(&guest, deadline)?;
+    if !report.ended {
+        println!("\nqemu said:\n{}", step::tail(&guest.complaints));
+        println!("\nconsole of the guest, last lines:\n{}", step::tail(&guest.console));
+    }
+    Ok((report.tally, report.failures))
+}
+
+/// Suites for the guests and the programs beside them, built so that they start there.
+fn guest_suites(workspace: &Workspace) -> Result<Vec<Suite>> {
+    let suites = suites::build(workspace, None)?;
     let Some(newest) = suites
         .iter()
+        .filter(|suite| suite.needs_root)
         .filter_map(|suite| elf::newest_glibc(&suite.executable))
         .max()
     else {
@@ -118,7 +178,7 @@ fn guest_suites(workspace: &Workspace) -> Result<Vec<Suite>> {
     let mut query = workspace.rustc();
     query.args(["--print", "target-libdir", "--target", MUSL]);
     if step::answer(&mut query).is_some_and(|folder| Path::new(folder.trim()).is_dir()) {
-        return Ok(privileged(suites::build(workspace, Some(MUSL))?));
+        return suites::build(workspace, Some(MUSL));
     }
     bail!(
         "the tests are linked with glibc {}.{} and the guest has {}.{}: `rustup target add {MUSL}`, then they are linked statically",
@@ -131,30 +191,17 @@ fn guest_suites(workspace: &Workspace) -> Result<Vec<Suite>> {
 
 /// Copies what the guest runs, in the layout of the target folder: tests look for the agent beside themselves.
 fn stage(workspace: &Workspace, suites: &[Suite], filters: &[String], staging: &Path) -> Result<()> {
-    if staging.exists() {
-        fs::remove_dir_all(staging).with_context(|| format!("empty {}", staging.display()))?;
-    }
-    let copy = |from: &Path, to: PathBuf| {
-        fs::create_dir_all(to.parent().unwrap_or(staging))
-            .with_context(|| format!("make a folder for {}", to.display()))?;
-        fs::copy(from, &to).with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
-        anyhow::Ok(())
-    };
-    copy(&workspace.probes(), staging.join("target/ebpf/vmstation-probes"))?;
+    let mut payload = Payload::new(staging)?;
+    payload.copy(&workspace.probes(), "target/ebpf/vmstation-probes")?;
     for suite in suites {
         let file = suite.executable.file_name().context("a test without a name")?;
-        copy(&suite.executable, staging.join("target/debug/deps").join(file))?;
+        payload.copy(&suite.executable, Path::new("target/debug/deps").join(file))?;
     }
-    let profile = suites
-        .first()
-        .and_then(|suite| suite.executable.parent()?.parent())
-        .context("tests without a folder")?;
+    let profile = suites.first().context("no tests")?.profile()?;
     for program in ["vmstation-autosleep", "vmstation-autosleep-ctl"] {
-        copy(&profile.join(program), staging.join("target/debug").join(program))?;
+        payload.copy(&profile.join(program), Path::new("target/debug").join(program))?;
     }
-    let script = staging.join("run");
-    fs::write(&script, run_script(suites, filters)?).with_context(|| format!("write {}", script.display()))?;
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).context("make the script executable")
+    payload.script("run", &run_script(suites, filters)?)
 }
 
 /// What the guest runs; its output goes to the second serial port.

@@ -1,0 +1,41 @@
+//! A machine that really sleeps: a guest of `cargo xtask vm-test`, driven from here through qemu.
+//!
+//! Runs outside that guest, as an ordinary user. Without the guest every trial is listed as ignored. One trial after another: there is
+//! one guest.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "sleep/machine.rs"]
+mod machine;
+#[path = "support/vm/mod.rs"]
+mod vm;
+#[path = "support/wait.rs"]
+mod wait;
+
+use libtest_mimic::{Arguments, Trial};
+use vm::bed;
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let missing = bed::missing();
+    let trials = machine::TRIALS
+        .iter()
+        .map(|(name, test)| {
+            let trial = Trial::test(*name, move || {
+                test();
+                Ok(())
+            });
+            match missing {
+                None => trial,
+                Some(why) => trial.with_kind(why).with_ignored_flag(true),
+            }
+        })
+        .collect();
+    libtest_mimic::run(
+        &Arguments {
+            test_threads: Some(1),
+            ..arguments
+        },
+        trials,
+    )
+    .exit();
+}
