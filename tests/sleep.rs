@@ -4,12 +4,24 @@
 //! one guest.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "sleep/asleep.rs"]
+mod asleep;
+#[path = "sleep/awake.rs"]
+mod awake;
+#[path = "sleep/cards.rs"]
+mod cards;
+#[path = "sleep/crashes.rs"]
+mod crashes;
+#[path = "sleep/failures.rs"]
+mod failures;
 #[path = "sleep/machine.rs"]
 mod machine;
 #[path = "support/vm/mod.rs"]
 mod vm;
 #[path = "support/wait.rs"]
 mod wait;
+#[path = "sleep/waking.rs"]
+mod waking;
 
 use libtest_mimic::{Arguments, Trial};
 use vm::bed;
@@ -17,8 +29,15 @@ use vm::bed;
 fn main() {
     let arguments = Arguments::from_args();
     let missing = bed::missing();
+    // The machine itself first: what is wrong with that is wrong with everything.
     let trials = machine::TRIALS
         .iter()
+        .chain(&asleep::TRIALS)
+        .chain(&awake::TRIALS)
+        .chain(&cards::TRIALS)
+        .chain(&failures::TRIALS)
+        .chain(&waking::TRIALS)
+        .chain(&crashes::TRIALS)
         .map(|(name, test)| {
             let trial = Trial::test(*name, move || {
                 test();

@@ -2,6 +2,7 @@
 
 pub(crate) mod bed;
 pub(crate) mod channel;
+pub(crate) mod installation;
 pub(crate) mod login;
 pub(crate) mod qmp;
 pub(crate) mod webhook;
