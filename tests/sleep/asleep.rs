@@ -30,7 +30,7 @@ fn an_idle_guest_sleeps_by_itself() {
     agent.hook("post-wake.d", "01-back", "");
     agent.start();
     agent.bed.sleeps("it is idle");
-    assert_eq!(agent.bed.read_asleep_webhooks(), ["going_to_sleep", "sleeping"]);
+    assert_eq!(agent.bed.webhook.events(), ["going_to_sleep", "sleeping"]);
     thread::sleep(NAP);
     agent.bed.wake();
     let woken = BootTime::now();
@@ -66,13 +66,6 @@ fn an_idle_guest_sleeps_by_itself() {
     thread::sleep(NAP);
     agent.bed.wake();
     agent.status_when("told of the second wake", |status| status["sleep"]["wakes"] == 2);
-}
-
-impl Bed {
-    /// What the listener was told by a guest that sleeps now, and can tell no more.
-    fn read_asleep_webhooks(&self) -> Vec<String> {
-        self.webhook.events()
-    }
 }
 
 /// What must not grow.

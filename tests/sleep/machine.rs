@@ -5,10 +5,11 @@ use std::time::Duration;
 use crate::vm::bed::{ARMED, Bed, LYING, REFUSING, SOON, bed};
 
 /// All trials of this file.
-pub(crate) const TRIALS: [(&str, fn()); 5] = [
+pub(crate) const TRIALS: [(&str, fn()); 6] = [
     ("machine_suspends_and_wakes_when_told", suspends_and_wakes),
     ("machine_is_woken_by_its_clock", is_woken_by_its_clock),
     ("machine_has_cards_that_arm_lie_and_refuse", has_three_cards),
+    ("machine_reaches_the_listener", reaches_the_listener),
     ("machine_fails_to_suspend_when_it_cannot_freeze", fails_to_suspend),
     ("machine_can_fake_a_suspend", fakes_a_suspend),
 ];
@@ -98,6 +99,27 @@ fn has_three_cards() {
         0,
         "a cable"
     );
+}
+
+fn reaches_the_listener() {
+    // Two at once, and one after a sleep.
+    const POST: &str = "post() {
+        exec 3<>/dev/tcp/10.0.2.100/80
+        printf 'POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s' ${#1} \"$1\" >&3
+        head -n 1 <&3
+    }\n";
+    let mut bed = bed();
+    let answers = bed.channel.ask(&format!(
+        "{POST} post '{{\"event\":\"one\"}}' & post '{{\"event\":\"two\"}}'; wait"
+    ));
+    assert_eq!(answers.matches("200 OK").count(), 2, "{answers}");
+    let mut events = bed.webhook.events();
+    events.sort();
+    assert_eq!(events, ["one", "two"]);
+    bed.channel.ask("systemctl suspend");
+    bed.nap("it was told to");
+    bed.channel.ask(&format!("{POST} post '{{\"event\":\"three\"}}'"));
+    assert_eq!(bed.webhook.events().last().unwrap(), "three");
 }
 
 fn fails_to_suspend() {
