@@ -133,7 +133,9 @@ fn footprint(agent: &mut Installation<'_>, pid: u32) -> Footprint {
     let kernel = ["prog", "link", "map"].map(|kind| {
         let list = agent.bed.channel.ask(&format!("bpftool --json {kind} list"));
         let list: Value = serde_json::from_str(&list).unwrap();
-        (kind, list.as_array().map_or(0, Vec::len))
+        // systemd's own come and go with its services.
+        let is_ours = |held: &&Value| !held["name"].as_str().is_some_and(|name| name.starts_with("sd_"));
+        (kind, list.as_array().unwrap().iter().filter(is_ours).count())
     });
     Footprint {
         descriptors: descriptors.parse().unwrap(),

@@ -233,7 +233,7 @@ fn held_dpkg_lock() {
     agent.bed.channel.start(
         "trial-lock",
         "exec perl -e 'open(my $lock, \"+>>\", \"/var/lib/dpkg/lock-frontend\") or die; \
-         fcntl($lock, 6, pack(\"s s x4 q q l x4\", 1, 0, 0, 0, 0)) or die; open(my $held, \">\", \"/run/trial-lock.held\"); close($held); sleep 600'",
+         my $whole = pack(\"s s x4 q q l x4\", 1, 0, 0, 0, 0); fcntl($lock, 6, $whole) or die; open(my $held, \">\", \"/run/trial-lock.held\"); close($held); sleep 600'",
     );
     agent
         .bed
