@@ -1,4 +1,5 @@
 //! The node agent: watches activity and decides when the host may sleep. `driver` is where everything comes together.
+pub mod attempt;
 pub mod blame;
 pub mod cgroups;
 pub mod clock;
@@ -18,6 +19,7 @@ pub mod hooks;
 pub mod idle;
 pub mod inhibit;
 pub mod interfaces;
+pub mod journal;
 pub mod keeper;
 pub mod kubepods;
 pub mod lock;
