@@ -22,7 +22,7 @@ pub use self::{
     client::{CallError, call},
     server::{BindError, ControlServer},
 };
-use crate::report::{Status, Why};
+use crate::report::{AttemptReport, Status, Why};
 
 /// Where the agent listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/vmstation/autosleep.sock";
@@ -59,8 +59,29 @@ pub enum Request {
     },
     /// End the hold.
     Release,
+    /// Sleep now. Answered as soon as the attempt has begun: [`Request::Attempt`] tells how it goes.
+    Sleep {
+        /// Whatever the host does.
+        #[serde(default)]
+        force: bool,
+        /// Whether hooks run.
+        #[serde(default = "yes")]
+        hooks: bool,
+    },
+    /// What stands against sleeping now. Changes nothing.
+    SleepCheck {
+        /// As in [`Request::Sleep`].
+        #[serde(default)]
+        force: bool,
+    },
+    /// The attempt to sleep that is under way, or the last one.
+    Attempt,
     /// Send a notification now, to see whether it arrives.
     NotifyTest,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 /// What is answered.
@@ -71,6 +92,13 @@ pub enum Response {
     Status(Box<Status>),
     /// To [`Request::Why`].
     Why(Box<Why>),
+    /// To [`Request::Sleep`] and [`Request::Attempt`]; `None`: there has been none since the agent started.
+    Attempt(Option<Box<AttemptReport>>),
+    /// To [`Request::SleepCheck`].
+    SleepCheck {
+        /// Each thing that stands against it, in words.
+        objections: Vec<String>,
+    },
     /// A change was made.
     Done {
         /// What holds from here on, in words.
@@ -91,6 +119,8 @@ pub enum Response {
 pub enum RefusalCode {
     /// The peer may read but not change.
     NotPermitted,
+    /// Something stands against it.
+    Refused,
     /// Too many clients at a time.
     Busy,
     /// Not a request of this protocol, or a value out of its range.
@@ -148,8 +178,14 @@ impl Request {
     /// Whether it changes what the agent does: a right of its own.
     pub const fn changes(&self) -> bool {
         match self {
-            Self::Status | Self::Why => false,
-            Self::Enable | Self::Disable | Self::Reset | Self::Hold { .. } | Self::Release | Self::NotifyTest => true,
+            Self::Status | Self::Why | Self::SleepCheck { .. } | Self::Attempt => false,
+            Self::Enable
+            | Self::Disable
+            | Self::Reset
+            | Self::Hold { .. }
+            | Self::Release
+            | Self::Sleep { .. }
+            | Self::NotifyTest => true,
         }
     }
 
@@ -163,6 +199,9 @@ impl Request {
             Self::Reset => "reset",
             Self::Hold { .. } => "hold",
             Self::Release => "release",
+            Self::Sleep { .. } => "sleep",
+            Self::SleepCheck { .. } => "sleep --check",
+            Self::Attempt => "attempt",
             Self::NotifyTest => "notify test",
         }
     }
@@ -189,13 +228,17 @@ impl Request {
             | Self::Reset
             | Self::Hold { .. }
             | Self::Release
+            | Self::Sleep { .. }
+            | Self::SleepCheck { .. }
+            | Self::Attempt
             | Self::NotifyTest => Ok(()),
         }
     }
 }
 
 impl Response {
-    fn refused(code: RefusalCode, message: impl Into<String>) -> Self {
+    /// A refusal.
+    pub fn refused(code: RefusalCode, message: impl Into<String>) -> Self {
         Self::Refused {
             code,
             message: message.into(),

@@ -58,6 +58,9 @@ pub enum Program<C> {
     Failed(String),
 }
 
+/// Traffic by interface; the program tells its classes apart.
+pub type NetReading = Twofold<BTreeMap<Interface, Traffic>, BTreeMap<Interface, NetTotals>>;
+
 /// A network interface: the index identifies it, the name is for people (names can change).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Interface {
@@ -148,8 +151,8 @@ pub struct PodsSeen {
 pub struct Counters {
     /// When.
     pub at: BootTime,
-    /// Traffic by interface; the program tells its classes apart.
-    pub net: Twofold<BTreeMap<Interface, Traffic>, BTreeMap<Interface, NetTotals>>,
+    /// Traffic.
+    pub net: NetReading,
     /// CPU use.
     pub cpu: Twofold<CpuTotals, CpuTotals>,
     /// SSH sessions.
@@ -166,7 +169,27 @@ impl NetTotals {
     }
 }
 
+impl NetTotals {
+    /// Adds what was counted between two readings.
+    pub const fn shift(&mut self, before: &Self, after: &Self) {
+        self.user = self.user.plus(after.user.minus(before.user));
+        self.background = self.background.plus(after.background.minus(before.background));
+        self.multicast = self.multicast.plus(after.multicast.minus(before.multicast));
+    }
+}
+
 impl Traffic {
+    /// The difference to an earlier reading; see [`Traffic::plus`].
+    #[must_use]
+    pub const fn minus(self, earlier: Self) -> Self {
+        Self {
+            rx_bytes: self.rx_bytes.wrapping_sub(earlier.rx_bytes),
+            rx_packets: self.rx_packets.wrapping_sub(earlier.rx_packets),
+            tx_bytes: self.tx_bytes.wrapping_sub(earlier.tx_bytes),
+            tx_packets: self.tx_packets.wrapping_sub(earlier.tx_packets),
+        }
+    }
+
     /// The sum. Counters wrap around; see [`agent_ebpf`].
     #[must_use]
     pub const fn plus(self, other: Self) -> Self {

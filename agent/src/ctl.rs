@@ -9,6 +9,7 @@ mod paint;
 mod quantity;
 #[cfg(test)]
 pub(crate) mod sample;
+mod sleep;
 mod status;
 mod watch;
 mod why;
@@ -36,6 +37,7 @@ Examples:
   vmstation-autosleep-ctl why               what keeps the host awake, what would end it
   sudo vmstation-autosleep-ctl hold 2h --reason backup
   sudo vmstation-autosleep-ctl release      end the hold
+  sudo vmstation-autosleep-ctl sleep        sleep now; `--check` only says what stands against it
   sudo vmstation-autosleep-ctl disable      stay awake until `enable`, restarts included
   sudo vmstation-autosleep-ctl notify test  does a notification arrive
   vmstation-autosleep-ctl watch             live view; Ctrl-C ends it
@@ -91,6 +93,8 @@ enum Command {
     },
     /// End the hold
     Release,
+    /// Sleep now, and wait until the host is awake again or the reason why not is known
+    Sleep(sleep::Arguments),
     /// Live view of rates, verdict and countdown; a line per interval when not on a terminal
     Watch {
         /// Time between two looks: 100 ms to 1 h
@@ -183,6 +187,7 @@ fn execute(arguments: &Arguments) -> Result<(), Failure> {
             request.check().map_err(|message| Failure::new(Exit::Usage, message))?;
             ask(request)
         }
+        Command::Sleep(arguments) => sleep::run(socket, arguments, *output),
         Command::Watch { interval } => watch::run(socket, *interval, *output),
         Command::Doctor(options) => doctor::run(options, socket, *output),
         Command::Config(command) => config::run(command, *output),
@@ -195,6 +200,7 @@ fn ask(socket: &Path, request: &Request) -> Result<Response, Failure> {
         Response::Refused { code, message } => {
             let exit = match code {
                 RefusalCode::NotPermitted
+                | RefusalCode::Refused
                 | RefusalCode::Busy
                 | RefusalCode::BadRequest
                 | RefusalCode::TooLarge
@@ -205,7 +211,11 @@ fn ask(socket: &Path, request: &Request) -> Result<Response, Failure> {
             };
             Err(Failure::new(exit, message))
         }
-        answer @ (Response::Status(_) | Response::Why(_) | Response::Done { .. }) => Ok(answer),
+        answer @ (Response::Status(_)
+        | Response::Why(_)
+        | Response::Attempt(_)
+        | Response::SleepCheck { .. }
+        | Response::Done { .. }) => Ok(answer),
     }
 }
 
@@ -214,6 +224,8 @@ fn show(response: &Response, output: Output) -> Result<(), Failure> {
         Output::Json => match response {
             Response::Status(status) => print(&json(status)?),
             Response::Why(why) => print(&json(why)?),
+            Response::Attempt(attempt) => print(&json(attempt)?),
+            Response::SleepCheck { objections } => print(&json(objections)?),
             Response::Done { message } => print(&json(&serde_json::json!({ "message": message }))?),
             Response::Refused { code, message } => {
                 print(&json(&serde_json::json!({ "refused": code, "message": message }))?)
@@ -225,6 +237,8 @@ fn show(response: &Response, output: Output) -> Result<(), Failure> {
                 Response::Status(status) => print(&status::view(status, paint).join("\n")),
                 Response::Why(why) => print(&why::view(why, paint).join("\n")),
                 Response::Done { message } | Response::Refused { message, .. } => print(&printable(message)),
+                // `sleep` shows them itself.
+                Response::Attempt(_) | Response::SleepCheck { .. } => Ok(()),
             }
         }
     }

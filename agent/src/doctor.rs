@@ -12,13 +12,13 @@ mod ports;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Serialize;
 
 pub use self::collect::{Arming, Places, collect};
 use crate::{
-    config::{Format, Notification, ProbeMode},
+    config::{Format, Notification, ProbeMode, Sleep},
     control::CallError,
     report::Status,
     wol::Port,
@@ -81,28 +81,13 @@ pub struct Finding {
     pub fix: Option<String>,
 }
 
-/// What the configuration says about going to sleep.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SleepSettings {
-    /// Suspend-to-idle will do where there is no deep sleep.
-    pub allow_s2idle: bool,
-    /// The agent arms the ports itself.
-    pub arm_wol: bool,
-    /// Sleep although no port can wake the host.
-    pub allow_unwakeable: bool,
-    /// The RTC wakes the host after this time; `None`: never.
-    pub wake_after: Option<Duration>,
-    /// Holds `pre-sleep.d` and `post-wake.d`.
-    pub hooks_folder: PathBuf,
-}
-
 /// All that was found on this host.
 #[derive(Debug)]
 pub struct Facts {
     /// The file; or all that is wrong with it, and then the defaults hold below.
     pub configuration: Result<Configuration, String>,
     /// See there.
-    pub settings: SleepSettings,
+    pub settings: Sleep,
     /// Whom the agent tells.
     pub notification: Option<Notification>,
     /// Whether eBPF programs are to be used.
@@ -111,6 +96,8 @@ pub struct Facts {
     pub agent: Agent,
     /// What the kernel offers.
     pub sleep_states: SleepStates,
+    /// Whether systemd tries no other sleep state after `mem`.
+    pub only_mem: Result<(), String>,
     /// The network ports.
     pub ports: Ports,
     /// Contents of `rtc0/wakealarm`: empty, or the time that is set. `None`: no such file.
@@ -228,6 +215,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
         probes,
         agent,
         sleep_states,
+        only_mem,
         ports,
         wakealarm,
         logind,
@@ -238,6 +226,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![host::configuration(configuration)];
     findings.extend(host::agent(agent));
     findings.push(host::sleep_states(sleep_states, settings.allow_s2idle));
+    findings.extend(host::fallback(only_mem));
     findings.extend(ports::wake_on_lan(ports, settings));
     findings.push(host::rtc(wakealarm.as_deref(), settings.wake_after));
     findings.push(host::logind(logind));
@@ -299,19 +288,6 @@ impl Finding {
         Self {
             fix: Some(fix.into()),
             ..self
-        }
-    }
-}
-
-impl Default for SleepSettings {
-    /// No RTC alarm, and everything that could strand the host refused.
-    fn default() -> Self {
-        Self {
-            allow_s2idle: false,
-            arm_wol: true,
-            allow_unwakeable: false,
-            wake_after: None,
-            hooks_folder: PathBuf::from("/opt/vmstation/power"),
         }
     }
 }

@@ -3,18 +3,20 @@
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use crate::{
+    attempt::{Ending, Step},
     clock::BootTime,
     config::{Policy, Scope, SshDetection},
     counters::{Reading, Source, Traffic},
     energy::{self, Account, Power},
     escalate,
-    idle::{Brake, Idle, State},
+    idle::{Brake, Idle, Order, State},
     probes::{Cost, Family},
     report::{
-        Blocker, ClassRates, Hold, InterfaceRates, LastAttempt, Programs, Rates, SCHEMA, Signal, SignalSource,
-        SleepReport, SshSession, StateName, Status, Why,
+        AttemptOutcome, AttemptReport, Blocker, ClassRates, Hold, InterfaceRates, LastAttempt, Programs, Rates, SCHEMA,
+        Signal, SignalSource, SleepReport, SshSession, StateName, Status, StepTime, Why,
     },
     sample::{Sample, TrafficRates},
+    sleeper::Report,
     verdict::{Compared, Reason, SignalName, beyond_cap},
 };
 
@@ -97,10 +99,12 @@ impl Snapshot<'_> {
                 by: hold.by.clone(),
                 reason: hold.reason.clone(),
             }),
-            Brake::Configuration | Brake::Operator | Brake::Failures(_) | Brake::NotBefore(_) => None,
+            Brake::Configuration | Brake::Operator | Brake::Failures(_) | Brake::WakeLoop(_) | Brake::NotBefore(_) => {
+                None
+            }
         });
         let switched_off = |brake: &Brake| match brake {
-            Brake::Configuration | Brake::Operator | Brake::Failures(_) => true,
+            Brake::Configuration | Brake::Operator | Brake::Failures(_) | Brake::WakeLoop(_) => true,
             Brake::Hold(_) | Brake::NotBefore(_) => false,
         };
         Status {
@@ -164,6 +168,11 @@ impl Snapshot<'_> {
         }
     }
 
+    /// What is said of brakes.
+    pub fn brakes_in_words(&self, brakes: &[Brake], now: BootTime) -> Vec<String> {
+        brakes.iter().map(|brake| brake_blocker(brake, now).what).collect()
+    }
+
     fn state(&self, brakes: &[Brake]) -> StateName {
         let waiting = brakes.iter().any(|brake| matches!(brake, Brake::NotBefore(_)));
         match self.idle.state() {
@@ -171,8 +180,9 @@ impl Snapshot<'_> {
             State::Quiet if waiting => StateName::Waiting,
             State::Quiet => StateName::Quiet,
             State::Grace { .. } => StateName::Grace,
-            State::Confirming { .. } => StateName::Confirming,
-            State::Suspending => StateName::Suspending,
+            State::Preparing(_) => StateName::Preparing,
+            State::Confirming(_) => StateName::Confirming,
+            State::Suspending { .. } => StateName::Suspending,
         }
     }
 
@@ -233,6 +243,7 @@ fn brake_key(brake: &Brake) -> (&'static str, String) {
         Brake::Configuration => "configuration",
         Brake::Operator => "disabled",
         Brake::Failures(_) => "failures",
+        Brake::WakeLoop(_) => "wake_loop",
         Brake::Hold(_) => "hold",
         Brake::NotBefore(_) => "waiting",
     };
@@ -324,6 +335,13 @@ fn brake_blocker(brake: &Brake, now: BootTime) -> Blocker {
             remedy: "the cause mended and `vmstation-autosleep-ctl enable`".into(),
             ..base
         },
+        Brake::WakeLoop(count) => Blocker {
+            what: format!("the host woke at once after each of the last {count} sleeps, sleeping is disabled"),
+            value: Some(f64::from(*count)),
+            unit: Some("short sleeps".into()),
+            remedy: "what wakes it found (`status` names the last source) and `vmstation-autosleep-ctl enable`".into(),
+            ..base
+        },
         Brake::Hold(hold) => Blocker {
             what: match &hold.reason {
                 None => format!("held awake by {} for another {}", hold.by, words(hold.until.since(now))),
@@ -341,7 +359,7 @@ fn brake_blocker(brake: &Brake, now: BootTime) -> Blocker {
         },
         Brake::NotBefore(at) => Blocker {
             what: format!(
-                "awake for at least another {} after a resume or a failed suspend",
+                "awake for at least another {} after a resume, or a sleep that failed or was refused",
                 words(at.since(now))
             ),
             value: Some(seconds(at.since(now))),
@@ -469,6 +487,74 @@ fn signal<T>(name: SignalName, reading: &Reading<T>) -> Signal {
         name: name.to_string(),
         source,
         detail,
+    }
+}
+
+impl AttemptReport {
+    /// One that has just begun.
+    pub fn begun(id: u64, order: Order) -> Self {
+        let order = match order {
+            Order::Idle => "idle",
+            Order::Operator => "operator",
+            Order::Forced => "forced",
+        };
+        Self {
+            schema: SCHEMA,
+            id,
+            order: order.into(),
+            step: None,
+            steps: Vec::new(),
+            outcome: None,
+            reason: None,
+            asleep_s: None,
+            wake_source: None,
+            added_ms: None,
+            window_ms: None,
+            ago_s: None,
+            ended: None,
+        }
+    }
+
+    /// It ended at `now`.
+    #[must_use]
+    pub fn ended(self, report: &Report, now: BootTime) -> Self {
+        let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+        let (outcome, reason, asleep) = match &report.ending {
+            Ending::Slept(slept) => (AttemptOutcome::Slept, None, Some(seconds(*slept))),
+            Ending::Refused(why) => (AttemptOutcome::Refused, Some(why.clone()), None),
+            Ending::Failed(why) => (AttemptOutcome::Failed, Some(why.clone()), None),
+            Ending::Aborted(why) => (AttemptOutcome::Aborted, Some(why.clone()), None),
+            Ending::Interrupted => (
+                AttemptOutcome::Interrupted,
+                Some("an earlier agent died in it".into()),
+                None,
+            ),
+        };
+        let step = |(step, time): &(Step, Duration)| StepTime {
+            step: step.to_string(),
+            ms: ms(*time),
+        };
+        Self {
+            step: None,
+            steps: report.steps.iter().map(step).collect(),
+            outcome: Some(outcome),
+            reason,
+            asleep_s: asleep.or(self.asleep_s),
+            wake_source: report.wake_source.clone(),
+            added_ms: Some(ms(report.own_time())),
+            window_ms: report.window.map(ms),
+            ended: Some(now),
+            ..self
+        }
+    }
+
+    /// As it is told at `now`.
+    #[must_use]
+    pub fn at(self, now: BootTime) -> Self {
+        Self {
+            ago_s: self.ended.map(|ended| seconds(now.since(ended))),
+            ..self
+        }
     }
 }
 

@@ -1,57 +1,60 @@
 //! The one task of the agent. It owns all state: it waits for one [`Event`], feeds the idle machine, and carries out its actions.
 //!
 //! ```text
-//!  alarm    ring buffer  netlink  control socket  signals  suspend
+//!  alarm    ring buffer  netlink  control socket  signals  attempt
 //!     └─────────┴───────────┴───────────┴────────────┴────────┘
 //!                           v  Event
 //!                        [Driver] ── sensors ──> sample ──> verdict ──> idle ──> actions
 //! ```
 //!
-//! Beside it there are only the control server's tasks, which hand over [`Call`]s, and a task for each suspend and for each `why`, which
-//! hand back their outcome. The clock is read here and passed on.
+//! Beside it there are only the control server's tasks, which hand over [`Call`]s, a task for each attempt to sleep ([`attempts`]) and for
+//! each question that takes a moment to answer ([`answers`]), and those of [`crate::notify`] and [`crate::metrics`]. The clock is read
+//! here and passed on.
 
-use std::{sync::Arc, time::Duration};
+mod answers;
+mod attempts;
+mod figures;
 
-use nix::time::{ClockId, clock_gettime};
-use tokio::sync::{mpsc, oneshot};
+use std::time::Duration;
 
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use self::{
+    attempts::{OwnTraffic, Pending, Running},
+    figures::Figures,
+};
 use crate::{
-    blame,
     clock::BootTime,
-    config::{Loaded, NotificationMethod, Policy, ProbeMode},
-    control::{Call, Peer, RefusalCode, Request, Response},
+    config::{Loaded, NotificationMethod, Policy},
+    control::Call,
+    coordinator::Coordinator,
     documents::{FamilyStanding, Snapshot, Standing},
     edges::{Budget, Edge},
-    energy::{Account, Power},
+    energy::Account,
     escalate::{self, Escalation},
     events::{Event, Sources, SourcesError},
     history::History,
-    idle::{Action, Event as IdleEvent, Finding, Hold, Idle, Settings, State},
+    idle::{Action, Cancelled, Event as IdleEvent, Finding, GaveUp, Idle, Order, Settings, State},
+    journal::Journal,
     keeper::Keeper,
     memory,
     notify::{Notice, NoticeEvent, Notifier},
     probes::Family,
-    report::Why,
+    report::AttemptReport,
     sample::Sample,
     sensors::Sensors,
     sessions::Noticed,
     state_file::StateFile,
-    suspend::{SuspendError, Suspender},
-    talkers,
-    verdict::{Reason, Verdict, judge},
+    suspend::{SUSPENDED, suspended_so_far},
+    verdict::{Reason, Verdict, judge, stands_against},
 };
 
 /// Longest time between two samples; `check_interval` if that is shorter.
 const SAMPLE_EVERY: Duration = Duration::from_secs(10);
 /// Time between two samples at the start and while a sleep is announced.
 const SAMPLE_SOON: Duration = Duration::from_secs(1);
-/// Time over which `why` looks for who is busiest; it answers that much later.
-const BLAME_OVER: Duration = Duration::from_millis(500);
 /// Time between two looks at a connection that may become a session without a record of the kernel.
 const SSH_SOON: Duration = Duration::from_millis(500);
-/// `CLOCK_BOOTTIME` gaining this much on `CLOCK_MONOTONIC` is a suspend; reading them one after the other costs microseconds.
-const SUSPENDED: Duration = Duration::from_millis(500);
-
 /// How the configuration is read again.
 pub type Reload = Box<dyn Fn() -> Result<Loaded, String>>;
 
@@ -63,10 +66,12 @@ pub struct Parts {
     pub reload: Reload,
     /// Host name.
     pub node: String,
-    /// Whether `suspender` only says what it would do.
+    /// Whether a sleep is only talked of.
     pub dry_run: bool,
-    /// Carries out a suspend.
-    pub suspender: Arc<dyn Suspender>,
+    /// Of the sleep attempt that is under way.
+    pub journal: Journal,
+    /// Who gives leave to sleep.
+    pub coordinator: Coordinator,
     /// What the start had to complain about.
     pub warnings: Vec<String>,
 }
@@ -89,8 +94,21 @@ pub struct Driver {
     reload_failed: Option<String>,
     suspends: u64,
     slept: Duration,
-    sources: Sources,
+    /// The attempt to sleep that is under way.
+    attempt: Option<Running>,
+    attempts: u64,
+    last_attempt: Option<AttemptReport>,
+    /// An operator's order that the idle machine is about to act on.
+    pending: Option<Pending>,
     notifier: Notifier,
+    figures: Figures,
+    /// Our own traffic that is on its way.
+    own_traffic: Option<OwnTraffic>,
+    /// The network cards are being armed.
+    arming: Option<JoinHandle<()>>,
+    /// Longest time without a sign of life that the service manager allows.
+    watchdog: Option<Duration>,
+    sources: Sources,
 }
 
 impl Driver {
@@ -114,7 +132,7 @@ impl Driver {
         let sensors = Sensors::new(&parts.policy);
         sources.watch(&sensors);
         let notifier = Notifier::new(notification_method(&parts.policy), parts.node.clone());
-        Ok(Self {
+        let mut driver = Self {
             sensors,
             idle,
             history: History::default(),
@@ -129,21 +147,32 @@ impl Driver {
             reload_failed: None,
             suspends: 0,
             slept: suspended_so_far(),
-            sources,
+            attempt: None,
+            attempts: 0,
+            last_attempt: None,
+            pending: None,
             notifier,
+            figures: Figures::new(),
+            own_traffic: None,
+            arming: None,
+            watchdog: sd_notify::watchdog_enabled(),
+            sources,
             parts,
-        })
+        };
+        driver.recover(now);
+        driver.arm_cards();
+        driver.serve_metrics();
+        Ok(driver)
     }
 
-    /// Runs until SIGTERM or SIGINT.
+    /// Runs until SIGTERM or SIGINT, and to the end of an attempt to sleep that is under way then.
     pub async fn run(mut self) {
         self.save(BootTime::now());
+        let mut stopping = false;
         loop {
-            let due = self
-                .idle
-                .deadline()
-                .map_or(self.next_sample, |deadline| deadline.min(self.next_sample));
-            self.sources.set_alarm(due);
+            let now = BootTime::now();
+            self.sources.set_alarm(self.due(now));
+            self.say_alive();
             let event = self.sources.next().await;
             let now = BootTime::now();
             self.notice_suspend(now);
@@ -152,11 +181,25 @@ impl Driver {
                 Event::SshRecords => self.ssh_records(now),
                 Event::Edge => self.edges(now),
                 Event::LogindSession => self.judge_ssh(now),
-                Event::LinksChanged => self.sensors.links_changed(),
+                Event::LinksChanged => {
+                    self.sensors.links_changed();
+                    self.arm_cards();
+                }
                 Event::Call(call) => self.answer(call, now),
-                Event::SuspendDone(outcome) => self.suspend_ended(outcome, now),
+                Event::Attempt(progress) => self.attempt_progress(progress, now),
+                Event::Delivered => self.delivered(),
+                Event::Scrape(reply) => {
+                    // A client that went away does not want its answer.
+                    let _gone = reply.send(self.metrics(now));
+                }
                 Event::Reload => self.reload(now),
-                Event::Terminate => break,
+                Event::Terminate => {
+                    stopping = true;
+                    self.call_off("the agent is stopping");
+                }
+            }
+            if stopping && self.attempt.is_none() {
+                break;
             }
             if self.keeper.wants(&self.idle, &self.account, now) {
                 self.save(now);
@@ -165,8 +208,26 @@ impl Driver {
         self.save(BootTime::now());
     }
 
+    /// When there is something to do without an event.
+    fn due(&self, now: BootTime) -> BootTime {
+        let deadline = self.idle.deadline().into_iter();
+        let alive = self.watchdog.map(|longest| now.after(longest / 2));
+        deadline.chain(alive).fold(self.next_sample, BootTime::min)
+    }
+
+    /// Tells the service manager that the driver runs (sd_notify(3), WATCHDOG=1), if it wants to know.
+    fn say_alive(&self) {
+        if self.watchdog.is_some() {
+            // Without a service manager there is nobody to tell.
+            let _untold = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+    }
+
     fn alarm_went_off(&mut self, now: BootTime) {
-        if now >= self.next_sample {
+        if now >= self.next_sample && self.own_traffic.is_some() {
+            // A sample now would show it.
+            self.next_sample = now.after(SAMPLE_SOON);
+        } else if now >= self.next_sample {
             // Attaches again what somebody detached, too.
             self.sensors.links_changed();
             self.check(now);
@@ -188,6 +249,8 @@ impl Driver {
         let begun = self.escalate(begun);
         self.schedule_sample(begun);
         self.arm_edges();
+        self.measure_power(begun);
+        self.write_textfile(begun);
         if is_start && self.history.has_rates() {
             // The start is over.
             memory::give_back(None);
@@ -197,12 +260,20 @@ impl Driver {
     /// On the way to sleep, activity is to be noticed when it happens. In use, nothing waits for it.
     fn arm_edges(&mut self) {
         match (self.idle.state(), &self.sample) {
-            (State::Quiet | State::Grace { .. } | State::Confirming { .. }, Some(sample)) => {
+            _ if self.own_traffic.is_some() => self.sensors.disarm_edges(),
+            (
+                State::Quiet
+                | State::Grace { .. }
+                | State::Preparing(_)
+                | State::Confirming(_)
+                | State::Suspending { .. },
+                Some(sample),
+            ) => {
                 let next = self.next_sample.since(sample.at);
                 let budget = Budget::after(sample, next, &self.parts.policy.detection);
                 self.sensors.arm_edges(budget);
             }
-            (State::Active | State::Suspending, _) | (_, None) => self.sensors.disarm_edges(),
+            (State::Active, _) | (_, None) => self.sensors.disarm_edges(),
         }
     }
 
@@ -217,15 +288,18 @@ impl Driver {
             let state = self.idle.state();
             match edge {
                 Edge::Traffic { at, interface, bytes } => {
-                    let actions = self.idle_event(IdleEvent::Activity { at: *at }, now);
-                    self.act(&actions, now);
+                    // An operator who ordered the sleep knows of it.
+                    if matches!(self.order(), None | Some(Order::Idle)) {
+                        let actions = self.idle_event(IdleEvent::Activity { at: *at }, now);
+                        self.act(&actions, now);
+                    }
                     let after_us = BootTime::now().since(*at).as_micros();
                     match state {
-                        State::Grace { .. } | State::Confirming { .. } => {
+                        State::Grace { .. } | State::Preparing(_) | State::Confirming(_) | State::Suspending { .. } => {
                             tracing::info!(%state, interface, bytes, after_us, "activity noticed by the kernel");
                         }
                         // A host at a threshold gets here between any two samples.
-                        State::Active | State::Quiet | State::Suspending => {
+                        State::Active | State::Quiet => {
                             tracing::debug!(%state, interface, bytes, after_us, "activity noticed by the kernel");
                         }
                     }
@@ -271,15 +345,19 @@ impl Driver {
         };
         let unsaved = self.keeper.failure().map(|why| Reason::StateUnsaved(why.into()));
         self.reasons.extend(unsaved);
-        let finding = if self.reasons.is_empty() {
-            Finding::Quiet
+        let quiet = match self.going_to_sleep() {
+            None => self.reasons.is_empty(),
+            Some(running) => !running.is_objected(&self.reasons),
+        };
+        let (finding, last_activity) = if quiet {
+            (Finding::Quiet, judgement.past_login)
         } else {
-            Finding::Busy
+            (Finding::Busy, judgement.last_activity)
         };
         let event = IdleEvent::Checked {
             begun,
             finding,
-            last_activity: judgement.last_activity,
+            last_activity,
         };
         let actions = self.idle_event(event, now);
         self.act(&actions, now);
@@ -287,10 +365,10 @@ impl Driver {
 
     fn schedule_sample(&mut self, now: BootTime) {
         let every = match self.idle.state() {
-            State::Grace { .. } | State::Confirming { .. } => SAMPLE_SOON,
+            _ if self.sensors.ssh_undecided() => SSH_SOON,
+            State::Grace { .. } | State::Preparing(_) | State::Confirming(_) | State::Suspending { .. } => SAMPLE_SOON,
             State::Active if !self.history.has_rates() => SAMPLE_SOON,
-            State::Active | State::Quiet | State::Suspending if self.sensors.ssh_undecided() => SSH_SOON,
-            State::Active | State::Quiet | State::Suspending => self.sample_every(),
+            State::Active | State::Quiet => self.sample_every(),
         };
         self.next_sample = now.after(every.min(self.sample_every()));
     }
@@ -304,11 +382,15 @@ impl Driver {
             // A session in which nothing is started (`ssh -N`) brings no further record.
             Noticed::Nothing if self.sensors.ssh_undecided() => {
                 self.next_sample = self.next_sample.min(now.after(SSH_SOON));
+                self.give_way_to_login(now);
             }
             Noticed::Nothing => {}
             Noticed::Login => {
-                let actions = self.idle_event(IdleEvent::Activity { at: now }, now);
-                self.act(&actions, now);
+                // With force, an operator said that he knows who is there.
+                if self.order() != Some(Order::Forced) {
+                    let actions = self.idle_event(IdleEvent::Activity { at: now }, now);
+                    self.act(&actions, now);
+                }
                 self.judge_ssh(now);
             }
             Noticed::Ended => self.judge_ssh(now),
@@ -333,31 +415,28 @@ impl Driver {
         self.slept = slept;
         if gained >= SUSPENDED {
             tracing::info!(seconds = gained.as_secs(), "the host was suspended and is awake again");
-            self.resumed(now);
+            self.say_alive();
+            let ours = matches!(self.idle.state(), State::Suspending { .. });
+            self.resumed(gained, now);
+            if !ours {
+                self.slept_by_others(gained, now);
+            }
+            self.arm_cards();
         }
     }
 
-    fn resumed(&mut self, now: BootTime) {
+    fn resumed(&mut self, slept: Duration, now: BootTime) {
         self.history = History::default();
         self.sample = None;
         self.reasons.clear();
         self.next_sample = now;
-        let actions = self.idle_event(IdleEvent::Resumed, now);
+        let actions = self.idle_event(IdleEvent::Resumed { slept }, now);
         self.act(&actions, now);
     }
 
-    fn suspend_ended(&mut self, outcome: Result<(), SuspendError>, now: BootTime) {
-        match outcome {
-            Ok(()) => {
-                self.suspends += 1;
-                self.resumed(now);
-            }
-            Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "suspend failed");
-                let actions = self.idle_event(IdleEvent::SuspendFailed, now);
-                self.act(&actions, now);
-            }
-        }
+    fn reasons_in_words(&self) -> String {
+        let words: Vec<_> = self.reasons.iter().map(ToString::to_string).collect();
+        words.join("; ")
     }
 
     /// Passes an event on and logs the transition it causes.
@@ -367,12 +446,7 @@ impl Driver {
         let after = self.idle.state();
         if before.to_string() != after.to_string() {
             let idle_s = now.since(self.idle.memory().last_activity).as_secs();
-            let reasons = self
-                .reasons
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join("; ");
+            let reasons = self.reasons_in_words();
             match (before, after) {
                 // A host at a threshold goes to and fro at every sample.
                 (State::Active, State::Quiet) | (State::Quiet, State::Active) => {
@@ -381,6 +455,7 @@ impl Driver {
                 _ => tracing::info!(from = %before, to = %after, idle_s, reasons, "idle state changed"),
             }
         }
+        self.count_triggers(before, &actions);
         self.standing.update(&self.reasons, &self.idle.brakes(now), now);
         actions
     }
@@ -395,74 +470,21 @@ impl Driver {
                     );
                     self.schedule_sample(now);
                 }
-                Action::Warn { ends } => {
-                    tracing::warn!(in_s = ends.since(now).as_secs(), "the host is about to sleep");
+                Action::Warn { ends } => self.warn_of_sleep(ends.since(now)),
+                Action::Cancel(why) => {
+                    tracing::info!(%why, "the announced sleep is cancelled");
+                    let reasons = self.reasons_in_words();
+                    self.call_off(&if reasons.is_empty() {
+                        why.to_string()
+                    } else {
+                        format!("{why}: {reasons}")
+                    });
                 }
-                Action::Cancel(why) => tracing::info!(%why, "the announced sleep is cancelled"),
+                Action::Prepare(order) => self.begin_attempt(order, now),
                 Action::Confirm => self.check(now),
-                Action::Suspend => self.suspend(),
-                Action::GiveUp => {
-                    tracing::error!(
-                        "suspending failed too often in a row; disabled until `vmstation-autosleep-ctl enable`"
-                    );
-                }
+                Action::Suspend => self.go(now),
+                Action::GiveUp(why) => self.gave_up(why),
             }
-        }
-    }
-
-    fn suspend(&self) {
-        let suspender = Arc::clone(&self.parts.suspender);
-        let done = self.sources.suspend_done();
-        tokio::spawn(async move {
-            let outcome = suspender.suspend().await;
-            // The receiver lives as long as the driver; without it nobody waits for the outcome.
-            let _sent = done.send(outcome).await;
-        });
-    }
-
-    fn answer(&mut self, call: Call, now: BootTime) {
-        let Call { request, peer, reply } = call;
-        let name = request.name();
-        let (event, message) = match request {
-            Request::Status => {
-                // A client that went away does not want its answer.
-                let _gone = reply.send(Response::Status(Box::new(self.snapshot().status(now))));
-                return;
-            }
-            Request::Why => return answer_why(self.snapshot().why(now), self.parts.policy.probes, reply),
-            Request::NotifyTest => return answer_notify_test(self.notifier.clone(), &peer, reply),
-            Request::Enable => (IdleEvent::Enable, "sleeping is allowed".into()),
-            Request::Disable => (IdleEvent::Disable, "sleeping is disabled until `enable`".into()),
-            Request::Reset => (IdleEvent::Reset, "the idle time begins again".into()),
-            Request::Release => (IdleEvent::Release, "no hold is in force".into()),
-            Request::Hold { seconds, reason } => {
-                let length = Duration::from_secs(seconds);
-                let hold = Hold {
-                    until: now.after(length),
-                    by: peer.to_string(),
-                    reason,
-                };
-                (
-                    IdleEvent::Hold(hold),
-                    format!("held awake for {}", humantime::format_duration(length)),
-                )
-            }
-        };
-        tracing::info!(request = name, by = %peer, outcome = message, "an operator changes the agent");
-        let _gone = reply.send(self.operator(event, message, now));
-    }
-
-    /// Does what an operator asks, and says so only once it would survive the process.
-    fn operator(&mut self, event: IdleEvent, message: String, now: BootTime) -> Response {
-        let actions = self.idle_event(event, now);
-        self.act(&actions, now);
-        self.save(now);
-        match self.keeper.failure() {
-            None => Response::Done { message },
-            Some(why) => Response::Refused {
-                code: RefusalCode::Failed,
-                message: format!("done, but it will not survive a restart of the agent: {why}"),
-            },
         }
     }
 
@@ -477,6 +499,9 @@ impl Driver {
                     self.escalation = Escalation::new(now);
                 }
                 self.notifier.set_method(notification_method(&self.parts.policy));
+                if before.metrics.listen != self.parts.policy.metrics.listen {
+                    self.serve_metrics();
+                }
                 self.history = History::default();
                 self.sample = None;
                 self.next_sample = now;
@@ -505,8 +530,8 @@ impl Driver {
             warnings: self.parts.warnings.iter().chain(&self.reload_failed).cloned().collect(),
             suspends: self.suspends,
             account: &self.account,
-            power: Power::new(&self.parts.policy.energy, None),
-            last: None,
+            power: self.figures.power(&self.parts.policy),
+            last: self.last(BootTime::now()),
         }
     }
 
@@ -551,75 +576,4 @@ fn settings(policy: &Policy) -> Settings {
 fn notification_method(policy: &Policy) -> NotificationMethod {
     let configured = policy.notification.as_ref();
     configured.map_or(NotificationMethod::Log, |notification| notification.method.clone())
-}
-
-/// Sends a notification and answers what became of it.
-fn answer_notify_test(notifier: Notifier, by: &Peer, reply: oneshot::Sender<Response>) {
-    let notice = Notice {
-        event: NoticeEvent::Test,
-        reason: format!("asked for by {by}"),
-        sleeps_at: None,
-    };
-    tokio::spawn(async move {
-        let response = match notifier.deliver_now(notice).await {
-            Ok(delivered) => Response::Done {
-                message: delivered.to_string(),
-            },
-            Err(error) => Response::Refused {
-                code: RefusalCode::Failed,
-                message: format!("the notification was not delivered: {error}"),
-            },
-        };
-        // A client that went away does not want its answer.
-        let _gone = reply.send(response);
-    });
-}
-
-/// Completes the answer with who causes it, which takes a moment to find out, and sends it; gives up when nobody waits for it any more.
-fn answer_why(mut why: Why, probes: ProbeMode, mut reply: oneshot::Sender<Response>) {
-    tokio::spawn(async move {
-        let done = tokio::select! {
-            () = name_causes(&mut why, probes) => true,
-            () = reply.closed() => false,
-        };
-        if done {
-            // A client that went away does not want its answer.
-            let _gone = reply.send(Response::Why(Box::new(why)));
-        }
-    });
-}
-
-async fn name_causes(why: &mut Why, probes: ProbeMode) {
-    let blocked_by = |signal: &str| why.blockers.iter().any(|blocker| blocker.signal == signal);
-    let (by_cpu, by_network) = (blocked_by("cpu"), blocked_by("network"));
-    let cpu = async {
-        if by_cpu {
-            let busiest = blame::busiest_over(BLAME_OVER).await;
-            busiest.iter().map(ToString::to_string).collect()
-        } else {
-            Vec::new()
-        }
-    };
-    let network = async {
-        if by_network {
-            talkers::named(talkers::busiest_over(BLAME_OVER, probes).await)
-        } else {
-            Vec::new()
-        }
-    };
-    let (cpu, network) = tokio::join!(cpu, network);
-    for blocker in &mut why.blockers {
-        match blocker.signal.as_str() {
-            "cpu" => blocker.by.clone_from(&cpu),
-            // Which interface a socket uses is not asked.
-            "network" => blocker.by.clone_from(&network),
-            _ => {}
-        }
-    }
-}
-
-/// Time the host has been suspended since boot: what `CLOCK_BOOTTIME` counts and `CLOCK_MONOTONIC` does not.
-fn suspended_so_far() -> Duration {
-    let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
-    BootTime::now().0.saturating_sub(monotonic)
 }

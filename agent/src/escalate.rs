@@ -84,9 +84,14 @@ pub fn wanted(family: Family, sample: Option<&Sample>, reasons: &[Reason], state
         (ProbeMode::Auto, None) => Want::In(Why::Starting),
         (ProbeMode::Auto, Some(sample)) if sample.over.is_zero() => Want::In(Why::Starting),
         (ProbeMode::Auto, Some(sample)) => match (state, family) {
-            (State::Quiet | State::Grace { .. } | State::Confirming { .. } | State::Suspending, _) => {
-                Want::In(Why::QuietPeriod)
-            }
+            (
+                State::Quiet
+                | State::Grace { .. }
+                | State::Preparing(_)
+                | State::Confirming(_)
+                | State::Suspending { .. },
+                _,
+            ) => Want::In(Why::QuietPeriod),
             (State::Active, _) if reasons.is_empty() => Want::In(Why::QuietPeriod),
             (State::Active, Family::Ssh) => Want::In(Why::Always),
             (State::Active, Family::Sched) => Want::Out(Why::BusyAnyway),

@@ -8,16 +8,17 @@ use std::{future, io, os::fd::BorrowedFd};
 use thiserror::Error;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, oneshot},
 };
 
 use crate::{
     clock::{Alarm, BootTime},
     control::Call,
     interfaces::LinkWatch,
+    metrics::server::Asker,
     readable::Readable,
     sensors::Sensors,
-    suspend::SuspendError,
+    sleeper::Progress,
 };
 
 /// Something that woke the agent.
@@ -35,8 +36,12 @@ pub enum Event {
     LinksChanged,
     /// Somebody asks something.
     Call(Call),
-    /// The ordered suspend ended.
-    SuspendDone(Result<(), SuspendError>),
+    /// The attempt to sleep tells how far it is.
+    Attempt(Progress),
+    /// What was to be told is told.
+    Delivered,
+    /// Somebody wants the metrics.
+    Scrape(oneshot::Sender<String>),
     /// SIGHUP: read the configuration again.
     Reload,
     /// SIGTERM or SIGINT.
@@ -62,8 +67,12 @@ pub struct Sources {
     logind: Option<Readable>,
     links: Option<LinkWatch>,
     calls: mpsc::Receiver<Call>,
-    suspended: mpsc::Receiver<Result<(), SuspendError>>,
-    suspend_done: mpsc::Sender<Result<(), SuspendError>>,
+    progress: mpsc::Receiver<Progress>,
+    progress_to: mpsc::Sender<Progress>,
+    scrapes: mpsc::Receiver<oneshot::Sender<String>>,
+    asker: Asker,
+    delivered: mpsc::Receiver<()>,
+    delivered_to: mpsc::Sender<()>,
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
@@ -77,7 +86,9 @@ impl Sources {
     /// Only what nothing works without: an alarm and signal handlers.
     pub fn new(calls: mpsc::Receiver<Call>) -> Result<Self, SourcesError> {
         let handler = |kind| signal(kind).map_err(SourcesError::Signals);
-        let (suspend_done, suspended) = mpsc::channel(1);
+        let (progress_to, progress) = mpsc::channel(4);
+        let (delivered_to, delivered) = mpsc::channel(4);
+        let (asker, scrapes) = mpsc::channel(4);
         let links = LinkWatch::new().inspect_err(|error| {
             tracing::warn!(%error, "cannot listen for network interface changes, they are looked for at each check");
         });
@@ -88,8 +99,12 @@ impl Sources {
             logind: None,
             links: links.ok(),
             calls,
-            suspended,
-            suspend_done,
+            progress,
+            progress_to,
+            scrapes,
+            asker,
+            delivered,
+            delivered_to,
             hangup: handler(SignalKind::hangup())?,
             terminate: handler(SignalKind::terminate())?,
             interrupt: handler(SignalKind::interrupt())?,
@@ -110,9 +125,19 @@ impl Sources {
         }
     }
 
-    /// Where the outcome of a suspend goes, to come back as [`Event::SuspendDone`].
-    pub fn suspend_done(&self) -> mpsc::Sender<Result<(), SuspendError>> {
-        self.suspend_done.clone()
+    /// Where an attempt to sleep tells how far it is, to come back as [`Event::Attempt`].
+    pub fn progress(&self) -> mpsc::Sender<Progress> {
+        self.progress_to.clone()
+    }
+
+    /// Where metrics are asked for, to come back as [`Event::Scrape`].
+    pub fn asker(&self) -> Asker {
+        self.asker.clone()
+    }
+
+    /// Where it is said that everything is told, to come back as [`Event::Delivered`].
+    pub fn delivered_to(&self) -> mpsc::Sender<()> {
+        self.delivered_to.clone()
     }
 
     /// Waits for the next event. Cancel-safe: signals, channels, [`LinkWatch::changed`] and [`Readable::ready`] keep what is not taken.
@@ -121,7 +146,9 @@ impl Sources {
             _ = self.terminate.recv() => Event::Terminate,
             _ = self.interrupt.recv() => Event::Terminate,
             _ = self.hangup.recv() => Event::Reload,
-            Some(outcome) = self.suspended.recv() => Event::SuspendDone(outcome),
+            Some(progress) = self.progress.recv() => Event::Attempt(progress),
+            Some(()) = self.delivered.recv() => Event::Delivered,
+            Some(reply) = self.scrapes.recv() => Event::Scrape(reply),
             () = ready(self.ring.as_ref()) => Event::SshRecords,
             () = ready(self.edges.as_ref()) => Event::Edge,
             () = ready(self.logind.as_ref()) => Event::LogindSession,

@@ -2,22 +2,24 @@
 //! the actions it returns.
 //!
 //! ```text
-//!             busy, unknown, activity                      quiet, and brakes off
-//!        ┌──────────────┬───────────────┬───────────────┐  and timeout over
-//!        v              │               │               │
-//!   ┌────────┐ quiet ┌──┴────┐       ┌──┴────┐  end  ┌──┴─────────┐ quiet, read afterwards ┌────────────┐
-//!   │ Active ├──────>│ Quiet ├──────>│ Grace ├──────>│ Confirming ├───────────────────────>│ Suspending │
-//!   └────────┘       └───────┘       └──┬────┘       └──┬─────────┘        Suspend         └──┬─────────┘
-//!        ^               ^              │ brake set      │                                    │
-//!        │               └──────────────┴────────────────┘                    resumed, failed │
-//!        └────────────────────────────────────────────────────────────────────────────────────┘
+//!            busy, unknown, activity           quiet, timeout over, brakes off
+//!      ┌─────────────┬─────────────┬─────────────┬──────────────┐
+//!      v             │             │             │              │
+//! ┌────────┐quiet┌───┴───┐     ┌───┴───┐ end ┌───┴───────┐ ┌────┴───────┐ quiet, read  ┌────────────┐
+//! │ Active ├────>│ Quiet ├────>│ Grace ├────>│ Preparing ├>│ Confirming ├─────────────>│ Suspending │
+//! └────────┘     └───────┘     └───┬───┘     └───┬───────┘ └────┬───────┘  afterwards  └──┬──┬──────┘
+//!      ^             ^ brake set   │   brake set, refused       │               refused   │  │ resumed, failed,
+//!      │             └─────────────┴─────────────┴──────────────┴─────────────────────────┘  │ called off
+//!      └─────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! *Brakes* forbid sleeping whatever the verdict: configuration, an operator's `disable`, a hold, and the time to wait after a failed
-//! suspend or a resume. They are looked at on the way into the grace period, at its end, and once more before suspending.
+//! *Brakes* forbid sleeping whatever the verdict: configuration, an operator's `disable`, a hold, and the time to wait after a sleep that
+//! failed or was refused, and after a resume. They are looked at on the way into the grace period, at its end, and once more before
+//! suspending. An operator can order a sleep at once ([`Order`]); of the brakes only a hold stands against that.
 //!
-//! Invariants, walked by the property tests below: a suspend follows only a quiet reading that was begun after the end of the grace
-//! period; activity ends the grace period at once; the idle time counts from the last activity the kernel saw.
+//! Invariants, walked by the property tests below: a suspend follows only a quiet reading that was begun after everything else was
+//! prepared; activity ends an announced sleep at once and calls off one that is being carried out; the idle time counts from the last
+//! activity the kernel saw.
 
 use std::{fmt, time::Duration};
 
@@ -44,6 +46,10 @@ pub const RETRY_FIRST: Duration = Duration::from_secs(5 * 60);
 pub const RETRY_LONGEST: Duration = Duration::from_secs(60 * 60);
 /// Failures in a row after which the machine gives up until an operator enables it again.
 pub const GIVE_UP_AFTER: u32 = 3;
+/// A sleep of ours that is shorter than this was ended by something that will end the next one too.
+pub const SHORT_SLEEP: Duration = Duration::from_secs(60);
+/// Short sleeps in a row after which the machine gives up until an operator enables it again.
+pub const WAKE_LOOP_AFTER: u32 = 3;
 
 /// Where the host is on its way to sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,13 +65,44 @@ pub enum State {
         /// Whether the warning before its end has been given.
         warned: Warned,
     },
-    /// The grace period is over; everything is to be read once more.
-    Confirming {
-        /// When the grace period began.
-        announced: BootTime,
+    /// The grace period is over, or an operator ordered a sleep: everybody else is asked, hooks run.
+    Preparing(Attempt),
+    /// Prepared; everything is to be read once more.
+    Confirming(Attempt),
+    /// The suspend is being carried out, its outcome is awaited.
+    Suspending {
+        /// Whether it was called off since then. It may come too late.
+        called_off: CalledOff,
     },
-    /// A suspend was ordered, its outcome is awaited.
-    Suspending,
+}
+
+/// An attempt to sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// Who wants it.
+    pub order: Order,
+    /// When it was announced: activity after that counts against it.
+    pub announced: BootTime,
+}
+
+/// Who wants the host to sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Nobody uses it.
+    Idle,
+    /// An operator, at once: how long the host has been idle does not matter, nor do brakes but a hold.
+    Operator,
+    /// An operator, whatever the host does.
+    Forced,
+}
+
+/// Whether a suspend that is being carried out was called off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CalledOff {
+    /// It was.
+    Yes,
+    /// It stands.
+    No,
 }
 
 /// Whether the warning before a sleep has been given.
@@ -96,10 +133,21 @@ pub enum Event {
     },
     /// The time of [`Idle::deadline`] has come. Harmless at any other time.
     Deadline,
+    /// An operator wants the host to sleep at once.
+    SleepNow(Order),
+    /// Everything that [`Action::Prepare`] asked for is done.
+    Prepared,
+    /// Somebody else stands against the sleep; nothing is left of the attempt.
+    Refused,
+    /// The attempt ended because it was called off; nothing is left of it.
+    Aborted,
     /// The ordered suspend did not happen.
     SuspendFailed,
     /// The host was suspended, by us or by somebody else, and is awake again.
-    Resumed,
+    Resumed {
+        /// For how long.
+        slept: Duration,
+    },
     /// An operator forbids sleeping until [`Event::Enable`].
     Disable,
     /// An operator allows sleeping again; past failures are forgotten.
@@ -136,14 +184,26 @@ pub enum Action {
         /// End of the grace period.
         ends: BootTime,
     },
-    /// Take the announcement back.
+    /// Take the announcement back, and undo what was done for the sleep. One that is being carried out must be stopped if that is still
+    /// possible.
     Cancel(Cancelled),
+    /// Ask whoever has a say, run the hooks, then report [`Event::Prepared`] or [`Event::Refused`].
+    Prepare(Order),
     /// Read everything again and report it as [`Event::Checked`].
     Confirm,
-    /// Suspend, then report [`Event::Resumed`] or [`Event::SuspendFailed`].
+    /// Suspend, then report [`Event::Resumed`], [`Event::SuspendFailed`], [`Event::Refused`] or [`Event::Aborted`].
     Suspend,
-    /// Tell the operator that suspending failed [`GIVE_UP_AFTER`] times in a row and is disabled.
-    GiveUp,
+    /// Tell the operator that sleeping is disabled, and why.
+    GiveUp(GaveUp),
+}
+
+/// Why the machine switched itself off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GaveUp {
+    /// [`GIVE_UP_AFTER`] suspends in a row failed.
+    Failures,
+    /// [`WAKE_LOOP_AFTER`] sleeps in a row were shorter than [`SHORT_SLEEP`].
+    WakeLoop,
 }
 
 /// Why an announced sleep does not take place.
@@ -177,6 +237,8 @@ pub enum Switch {
     OffByOperator,
     /// The machine itself, after too many failures.
     OffByFailures,
+    /// The machine itself, because the host woke at once each time.
+    OffByWakeLoop,
 }
 
 /// Something that forbids sleeping whatever the verdict.
@@ -188,9 +250,11 @@ pub enum Brake {
     Operator,
     /// Too many suspends failed in a row.
     Failures(u32),
+    /// Too many sleeps in a row were over at once.
+    WakeLoop(u32),
     /// `ctl hold`.
     Hold(Hold),
-    /// A suspend failed, or the host has just resumed: not before this moment.
+    /// A sleep failed or was refused, or the host has just resumed: not before this moment.
     NotBefore(BootTime),
 }
 
@@ -205,6 +269,10 @@ pub struct Memory {
     pub switch: Switch,
     /// Failed suspends in a row.
     pub failures: u32,
+    /// Sleeps that others refused since the last activity.
+    pub refusals: u32,
+    /// Sleeps in a row that were shorter than [`SHORT_SLEEP`].
+    pub short_sleeps: u32,
     /// Not before this moment.
     pub not_before: BootTime,
 }
@@ -228,6 +296,8 @@ impl Idle {
             hold: None,
             switch: Switch::On,
             failures: 0,
+            refusals: 0,
+            short_sleeps: 0,
             not_before: BootTime::default(),
         };
         Self::restore(settings, memory, now)
@@ -277,6 +347,7 @@ impl Idle {
             Switch::On => None,
             Switch::OffByOperator => Some(Brake::Operator),
             Switch::OffByFailures => Some(Brake::Failures(memory.failures)),
+            Switch::OffByWakeLoop => Some(Brake::WakeLoop(memory.short_sleeps)),
         };
         let hold = memory.hold.clone().filter(|hold| now < hold.until).map(Brake::Hold);
         let not_before = (now < memory.not_before).then_some(Brake::NotBefore(memory.not_before));
@@ -284,6 +355,20 @@ impl Idle {
             .into_iter()
             .flatten()
             .collect()
+    }
+
+    /// The brakes that stand against an order at `now`.
+    pub fn forbids(&self, order: Order, now: BootTime) -> Vec<Brake> {
+        let mut brakes = self.brakes(now);
+        brakes.retain(|brake| match (order, brake) {
+            (Order::Idle, _) | (Order::Operator, Brake::Hold(_)) => true,
+            (
+                Order::Operator,
+                Brake::Configuration | Brake::Operator | Brake::Failures(_) | Brake::WakeLoop(_) | Brake::NotBefore(_),
+            )
+            | (Order::Forced, _) => false,
+        });
+        brakes
     }
 
     /// When the host sleeps if it stays quiet; `None` if it would not.
@@ -295,14 +380,14 @@ impl Idle {
         match self.state {
             State::Active | State::Quiet => Some(self.grace_begins().after(self.settings.grace_period)),
             State::Grace { ends, .. } => Some(ends),
-            State::Confirming { .. } | State::Suspending => Some(self.now),
+            State::Preparing(_) | State::Confirming(_) | State::Suspending { .. } => Some(self.now),
         }
     }
 
     /// When [`Event::Deadline`] is due; `None`: nothing happens by time alone.
     pub fn deadline(&self) -> Option<BootTime> {
         match self.state {
-            State::Active | State::Confirming { .. } | State::Suspending => None,
+            State::Active | State::Preparing(_) | State::Confirming(_) | State::Suspending { .. } => None,
             State::Quiet => self.sleeps_at().map(|_| self.grace_begins()),
             State::Grace { ends, warned } => Some(match (warned, self.settings.warn_before) {
                 (Warned::No, Some(before)) => ends.before(before),
@@ -322,8 +407,12 @@ impl Idle {
             } => self.checked(begun, finding, last_activity),
             Event::Activity { at } => self.active(at),
             Event::Deadline => self.advance(),
+            Event::SleepNow(order) => self.sleep_now(order),
+            Event::Prepared => self.prepared(),
+            Event::Refused => self.refused(),
+            Event::Aborted => self.aborted(),
             Event::SuspendFailed => self.suspend_failed(),
-            Event::Resumed => self.resumed(),
+            Event::Resumed { slept } => self.resumed(slept),
             Event::Disable => {
                 self.memory.switch = Switch::OffByOperator;
                 self.braked(Cancelled::Braked)
@@ -331,6 +420,7 @@ impl Idle {
             Event::Enable => {
                 self.memory.switch = Switch::On;
                 self.memory.failures = 0;
+                self.memory.short_sleeps = 0;
                 self.advance()
             }
             Event::Reset => {
@@ -363,39 +453,44 @@ impl Idle {
                         self.advance()
                     }
                     State::Quiet | State::Grace { .. } => self.advance(),
-                    State::Confirming { announced } if !self.still_due(announced) => self.cancel(),
+                    State::Preparing(attempt) | State::Confirming(attempt) if !self.still_due(attempt) => self.cancel(),
+                    State::Preparing(_) => Vec::new(),
                     // A reading begun before it was asked for says nothing about the time since.
-                    State::Confirming { .. } if begun < self.since => Vec::new(),
-                    State::Confirming { .. } => {
-                        self.enter(State::Suspending);
+                    State::Confirming(_) if begun < self.since => Vec::new(),
+                    State::Confirming(_) => {
+                        self.enter(State::Suspending {
+                            called_off: CalledOff::No,
+                        });
                         vec![Action::Suspend]
                     }
-                    State::Suspending => Vec::new(),
+                    State::Suspending { .. } => Vec::new(),
                 }
             }
         }
     }
 
-    /// The host is in use. A suspend that is under way cannot be called back from here.
+    /// The host is in use.
     fn active(&mut self, at: BootTime) -> Vec<Action> {
         self.saw_activity(Some(at));
+        self.memory.refusals = 0;
         match self.state {
-            State::Active | State::Suspending => Vec::new(),
+            State::Active => Vec::new(),
             State::Quiet => {
                 self.enter(State::Active);
                 Vec::new()
             }
-            State::Grace { .. } | State::Confirming { .. } => {
+            State::Grace { .. } | State::Preparing(_) | State::Confirming(_) => {
                 self.enter(State::Active);
                 vec![Action::Cancel(Cancelled::Activity)]
             }
+            State::Suspending { called_off } => self.call_off(called_off, Cancelled::Activity),
         }
     }
 
     /// Goes on by time alone.
     fn advance(&mut self) -> Vec<Action> {
         match self.state {
-            State::Active | State::Confirming { .. } | State::Suspending => Vec::new(),
+            State::Active | State::Preparing(_) | State::Confirming(_) | State::Suspending { .. } => Vec::new(),
             State::Quiet if self.due() => {
                 let ends = self.now.after(self.settings.grace_period);
                 self.enter(State::Grace {
@@ -407,11 +502,15 @@ impl Idle {
                 actions
             }
             State::Quiet => Vec::new(),
-            State::Grace { .. } if !self.still_due(self.since) => self.cancel(),
-            State::Grace { ends, .. } if self.now >= ends => {
-                self.enter(State::Confirming { announced: self.since });
-                vec![Action::Confirm]
+            State::Grace { .. }
+                if !self.still_due(Attempt {
+                    order: Order::Idle,
+                    announced: self.since,
+                }) =>
+            {
+                self.cancel()
             }
+            State::Grace { ends, .. } if self.now >= ends => self.prepare(Order::Idle, self.since),
             State::Grace {
                 ends,
                 warned: Warned::No,
@@ -431,12 +530,86 @@ impl Idle {
         }
     }
 
+    /// An operator's order takes the place of a grace period. An attempt that is under way goes on as it is.
+    fn sleep_now(&mut self, order: Order) -> Vec<Action> {
+        match self.state {
+            State::Active | State::Quiet | State::Grace { .. } if self.forbids(order, self.now).is_empty() => {
+                self.prepare(order, self.now)
+            }
+            State::Active
+            | State::Quiet
+            | State::Grace { .. }
+            | State::Preparing(_)
+            | State::Confirming(_)
+            | State::Suspending { .. } => Vec::new(),
+        }
+    }
+
+    fn prepare(&mut self, order: Order, announced: BootTime) -> Vec<Action> {
+        self.enter(State::Preparing(Attempt { order, announced }));
+        vec![Action::Prepare(order)]
+    }
+
+    fn prepared(&mut self) -> Vec<Action> {
+        match self.state {
+            State::Preparing(attempt) => {
+                self.enter(State::Confirming(attempt));
+                vec![Action::Confirm]
+            }
+            State::Active | State::Quiet | State::Grace { .. } | State::Confirming(_) | State::Suspending { .. } => {
+                Vec::new()
+            }
+        }
+    }
+
+    /// Not again at once: whoever refused is asked again after the same growing wait as after a failure.
+    fn refused(&mut self) -> Vec<Action> {
+        match self.state {
+            State::Active | State::Quiet | State::Grace { .. } => {}
+            State::Preparing(_) | State::Confirming(_) | State::Suspending { .. } => {
+                self.enter(State::Quiet);
+                let memory = &mut self.memory;
+                memory.refusals = memory.refusals.saturating_add(1);
+                memory.not_before = self.now.after(retry_wait(memory.refusals));
+            }
+        }
+        Vec::new()
+    }
+
+    /// What it was called off for is for the next check to judge.
+    fn aborted(&mut self) -> Vec<Action> {
+        match self.state {
+            State::Active | State::Quiet | State::Grace { .. } => {}
+            State::Preparing(_) | State::Confirming(_) | State::Suspending { .. } => {
+                self.enter(State::Active);
+                // Whatever it was, it may come again: everybody is told of a sleep, and hooks run, only so often.
+                self.memory.not_before = self.memory.not_before.max(self.now.after(RETRY_FIRST));
+            }
+        }
+        Vec::new()
+    }
+
     /// Leaves an announced sleep without calling the host active.
     fn braked(&mut self, why: Cancelled) -> Vec<Action> {
         match self.state {
-            State::Active | State::Quiet | State::Suspending => Vec::new(),
-            State::Grace { .. } | State::Confirming { .. } => {
+            State::Active | State::Quiet => Vec::new(),
+            State::Grace { .. } | State::Preparing(_) | State::Confirming(_) => {
                 self.enter(State::Quiet);
+                vec![Action::Cancel(why)]
+            }
+            State::Suspending { called_off } => self.call_off(called_off, why),
+        }
+    }
+
+    /// Once: it is up to whoever carries the suspend out whether it still can be stopped.
+    fn call_off(&mut self, already: CalledOff, why: Cancelled) -> Vec<Action> {
+        match already {
+            CalledOff::Yes => Vec::new(),
+            CalledOff::No => {
+                // Still the same suspend: `since` is kept.
+                self.state = State::Suspending {
+                    called_off: CalledOff::Yes,
+                };
                 vec![Action::Cancel(why)]
             }
         }
@@ -444,8 +617,8 @@ impl Idle {
 
     fn suspend_failed(&mut self) -> Vec<Action> {
         match self.state {
-            State::Active | State::Quiet | State::Grace { .. } | State::Confirming { .. } => Vec::new(),
-            State::Suspending => {
+            State::Active | State::Quiet | State::Grace { .. } => Vec::new(),
+            State::Preparing(_) | State::Confirming(_) | State::Suspending { .. } => {
                 self.enter(State::Active);
                 let memory = &mut self.memory;
                 memory.failures = memory.failures.saturating_add(1);
@@ -454,22 +627,43 @@ impl Idle {
                     return Vec::new();
                 }
                 memory.switch = Switch::OffByFailures;
-                vec![Action::GiveUp]
+                vec![Action::GiveUp(GaveUp::Failures)]
             }
         }
     }
 
     /// Whoever suspended the host: everything seen before is stale.
-    fn resumed(&mut self) -> Vec<Action> {
-        let announced = match self.state {
-            State::Grace { .. } | State::Confirming { .. } => vec![Action::Cancel(Cancelled::Overtaken)],
-            State::Active | State::Quiet | State::Suspending => Vec::new(),
+    fn resumed(&mut self, slept: Duration) -> Vec<Action> {
+        let ours = match self.state {
+            State::Active | State::Quiet | State::Grace { .. } | State::Preparing(_) | State::Confirming(_) => false,
+            State::Suspending { .. } => true,
+        };
+        let mut actions = match self.state {
+            State::Grace { .. } | State::Preparing(_) | State::Confirming(_) => {
+                vec![Action::Cancel(Cancelled::Overtaken)]
+            }
+            State::Active | State::Quiet | State::Suspending { .. } => Vec::new(),
         };
         self.enter(State::Active);
-        self.memory.last_activity = self.now;
-        self.memory.not_before = self.now.after(self.settings.min_awake);
-        self.memory.failures = 0;
-        announced
+        let memory = &mut self.memory;
+        memory.last_activity = self.now;
+        memory.not_before = self.now.after(self.settings.min_awake);
+        if memory.switch != Switch::OffByFailures {
+            memory.failures = 0;
+        }
+        memory.refusals = 0;
+        if ours {
+            memory.short_sleeps = if slept < SHORT_SLEEP {
+                memory.short_sleeps.saturating_add(1)
+            } else {
+                0
+            };
+            if memory.short_sleeps >= WAKE_LOOP_AFTER && memory.switch == Switch::On {
+                memory.switch = Switch::OffByWakeLoop;
+                actions.push(Action::GiveUp(GaveUp::WakeLoop));
+            }
+        }
+        actions
     }
 
     /// Takes an announced sleep back although the last reading was quiet.
@@ -481,9 +675,13 @@ impl Idle {
         })
     }
 
-    /// Whether nothing has happened since the sleep was announced, not even briefly, and it still may take place.
-    fn still_due(&self, announced: BootTime) -> bool {
-        self.memory.last_activity <= announced && self.due()
+    /// Whether nothing has happened since the sleep was announced, not even briefly, and it still may take place. What counts as activity
+    /// against an operator's order is for [`Event::Activity`] and [`Finding::Busy`] to say: the kernel's last traffic may be his own.
+    fn still_due(&self, attempt: Attempt) -> bool {
+        match attempt.order {
+            Order::Idle => self.memory.last_activity <= attempt.announced && self.due(),
+            Order::Operator | Order::Forced => self.forbids(attempt.order, self.now).is_empty(),
+        }
     }
 
     /// Whether the idle time is over and no brake is on.
@@ -528,8 +726,9 @@ impl fmt::Display for State {
             Self::Active => "active",
             Self::Quiet => "quiet",
             Self::Grace { .. } => "grace",
-            Self::Confirming { .. } => "confirming",
-            Self::Suspending => "suspending",
+            Self::Preparing(_) => "preparing",
+            Self::Confirming(_) => "confirming",
+            Self::Suspending { .. } => "suspending",
         })
     }
 }

@@ -26,11 +26,9 @@ pub struct Keeper {
 impl Keeper {
     /// Around a state file, or the reason why there is none.
     pub fn new(file: Result<StateFile, String>) -> Self {
-        // Without one, no saved boot is this one: the host counts as active.
-        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Self {
             file,
-            boot_id: boot_id.trim().into(),
+            boot_id: boot_id(),
             kept: None,
             due: BootTime::default(),
             failure: None,
@@ -106,6 +104,12 @@ impl Keeper {
     }
 }
 
+/// Which boot this is; empty if that cannot be read: no saved boot is this one then.
+pub fn boot_id() -> String {
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    boot_id.trim().into()
+}
+
 /// What must be on disk at once; the idle time is written now and then.
 fn lasting(idle: &Idle) -> Memory {
     Memory {
@@ -123,12 +127,15 @@ fn memory(saved: &SavedState, boot_id: &str, now: BootTime) -> Memory {
             by: hold.by.clone(),
             reason: (!hold.reason.is_empty()).then(|| hold.reason.clone()),
         }),
-        switch: match (saved.disabled_by_operator, saved.failures) {
-            (true, _) => Switch::OffByOperator,
-            (false, GIVE_UP_AFTER..) => Switch::OffByFailures,
-            (false, _) => Switch::On,
+        switch: match (saved.disabled_by_operator, saved.disabled_by_wake_loop, saved.failures) {
+            (true, _, _) => Switch::OffByOperator,
+            (false, true, _) => Switch::OffByWakeLoop,
+            (false, false, GIVE_UP_AFTER..) => Switch::OffByFailures,
+            (false, false, _) => Switch::On,
         },
         failures: saved.failures,
+        refusals: 0,
+        short_sleeps: saved.short_sleeps,
         // When the last one was is not in the file: the whole wait begins again.
         not_before: match saved.failures {
             0 => BootTime::default(),
@@ -148,7 +155,7 @@ fn state(idle: &Idle, account: &Account, boot_id: &str, last_check: Option<BootT
         last_activity: since_1970(memory.last_activity),
         sleep_pending: match idle.state() {
             State::Active | State::Quiet => false,
-            State::Grace { .. } | State::Confirming { .. } | State::Suspending => true,
+            State::Grace { .. } | State::Preparing(_) | State::Confirming(_) | State::Suspending { .. } => true,
         },
         sleep_enabled: idle.settings().enabled && memory.switch == Switch::On,
         last_check: last_check.map_or(0, since_1970),
@@ -169,8 +176,8 @@ fn state(idle: &Idle, account: &Account, boot_id: &str, last_check: Option<BootT
         failures: memory.failures,
         disabled_by_operator: memory.switch == Switch::OffByOperator,
         account: account.clone(),
-        short_sleeps: 0,
-        disabled_by_wake_loop: false,
+        short_sleeps: memory.short_sleeps,
+        disabled_by_wake_loop: memory.switch == Switch::OffByWakeLoop,
     }
 }
 

@@ -290,17 +290,18 @@ impl Figures {
     }
 }
 
-const STATES: [(StateName, &str); 6] = [
+const STATES: [(StateName, &str); 7] = [
     (StateName::Active, "active"),
     (StateName::Quiet, "quiet"),
     (StateName::Grace, "grace"),
+    (StateName::Preparing, "preparing"),
     (StateName::Confirming, "confirming"),
     (StateName::Suspending, "suspending"),
     (StateName::Waiting, "waiting"),
 ];
 
 /// Kinds of blockers that are listed with 0 too; see [`crate::documents`].
-const BLOCKERS: [&str; 12] = [
+const BLOCKERS: [&str; 13] = [
     "network",
     "cpu",
     "ssh",
@@ -311,6 +312,7 @@ const BLOCKERS: [&str; 12] = [
     "configuration",
     "disabled",
     "failures",
+    "wake_loop",
     "hold",
     "waiting",
 ];

@@ -77,6 +77,20 @@ pub fn own_cpu_time() -> Duration {
 }
 
 /// Time since boot, without suspends.
+/// A process and those it descends from, itself first; only itself if they cannot be read.
+pub fn ancestors(pid: i32) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut next = pid;
+    // A chain longer than that is none; a process that is gone ends it.
+    while next > 1 && found.len() < 256 {
+        found.push(next.unsigned_abs());
+        next = procfs::process::Process::new(next)
+            .and_then(|process| process.stat())
+            .map_or(0, |stat| stat.ppid);
+    }
+    found
+}
+
 fn monotonic() -> Duration {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("CLOCK_MONOTONIC exists on every Linux");
     Duration::from(time)

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock::BootTime;
+
 /// Version of [`Status`] and [`Why`].
 pub const SCHEMA: u32 = 1;
 
@@ -115,8 +117,52 @@ pub enum AttemptOutcome {
     Failed,
     /// It was begun and taken back.
     Aborted,
+    /// The agent died in it; the next one undid what was left.
+    Interrupted,
     /// The host slept because somebody else ordered it.
     External,
+}
+
+/// `ctl sleep`: an attempt to sleep.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AttemptReport {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Counts from 1 with the start of the agent.
+    pub id: u64,
+    /// Who ordered it: `idle`, `operator`, `forced`.
+    pub order: String,
+    /// What is being done, in words; `None`: nothing yet.
+    pub step: Option<String>,
+    /// Every step that was taken.
+    pub steps: Vec<StepTime>,
+    /// How it ended; `None`: it has not.
+    pub outcome: Option<AttemptOutcome>,
+    /// Why it ended so.
+    pub reason: Option<String>,
+    /// Seconds the host slept.
+    pub asleep_s: Option<f64>,
+    /// What woke it, if the system tells.
+    pub wake_source: Option<String>,
+    /// Milliseconds of the agent's own work between the decision and the order to suspend: without hooks, notices, a server's answer and
+    /// the writing of dirty data.
+    pub added_ms: Option<f64>,
+    /// Milliseconds between the last reading of all counters and the order to suspend.
+    pub window_ms: Option<f64>,
+    /// Seconds since it ended.
+    pub ago_s: Option<f64>,
+    /// When it ended.
+    #[serde(skip)]
+    pub ended: Option<BootTime>,
+}
+
+/// A step of an attempt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepTime {
+    /// Which, in words.
+    pub step: String,
+    /// What it took, milliseconds.
+    pub ms: f64,
 }
 
 /// State of the idle machine.
@@ -129,11 +175,13 @@ pub enum StateName {
     Quiet,
     /// The sleep is announced.
     Grace,
+    /// Whoever has a say is asked, and the pre-sleep hooks run.
+    Preparing,
     /// Everything is read once more.
     Confirming,
     /// Suspend was asked for.
     Suspending,
-    /// A suspend failed or the host has just resumed: not again before a time.
+    /// A sleep failed or was refused, or the host has just resumed: not again before a time.
     Waiting,
 }
 

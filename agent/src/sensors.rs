@@ -3,12 +3,18 @@
 //!
 //! Owns the probes and the SSH session tracker. Never judges what it reads.
 
-use std::{collections::BTreeMap, os::fd::BorrowedFd};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    os::fd::BorrowedFd,
+    time::Duration,
+};
+
+use agent_ebpf::SshRecordKind;
 
 use crate::{
     clock::BootTime,
     config::{Detection, Policy, ProbeMode, Scope},
-    counters::{Counters, CpuTotals, Interface, NetTotals, Program, Reading, Source, SshSeen, Traffic, Twofold},
+    counters::{Counters, CpuTotals, Interface, NetReading, Program, Reading, Source, SshSeen, Twofold},
     edges::{Budget, Edge},
     interfaces,
     kubepods::{self, PodTraffic},
@@ -19,6 +25,11 @@ use crate::{
 };
 
 const FAMILIES: [Family; 3] = [Family::Net, Family::Ssh, Family::Sched];
+
+/// So many connections in a minute are guesses at passwords (fault X1), not somebody who logs in.
+const KNOCKS: usize = 8;
+/// Longest time that somebody who logs in takes; after that the connection only hangs.
+const LOGIN_TAKES: Duration = Duration::from_secs(30);
 
 /// The sensors of this host.
 pub struct Sensors {
@@ -37,6 +48,8 @@ pub struct Sensors {
     left_out: BTreeMap<String, String>,
     /// Somebody had detached the programs from an interface since the last reading.
     disturbed: bool,
+    /// When the last SSH connections were opened, at most [`KNOCKS`].
+    knocks: VecDeque<BootTime>,
 }
 
 impl Sensors {
@@ -56,6 +69,7 @@ impl Sensors {
             blind: None,
             left_out: BTreeMap::new(),
             disturbed: false,
+            knocks: VecDeque::with_capacity(KNOCKS),
         };
         for family in FAMILIES {
             if let Err(why) = sensors.probes.state(family) {
@@ -207,6 +221,10 @@ impl Sensors {
             }
             let now = BootTime::now();
             for record in records {
+                if record.kind == SshRecordKind::Opened as u32 {
+                    self.knocks.truncate(KNOCKS - 1);
+                    self.knocks.push_front(now);
+                }
                 noticed = match (noticed, sessions.record(&record, now)) {
                     (Noticed::Login, _) | (_, Noticed::Login) => Noticed::Login,
                     (Noticed::Ended, _) | (_, Noticed::Ended) => Noticed::Ended,
@@ -244,12 +262,30 @@ impl Sensors {
         self.probes.edge_records()
     }
 
+    /// Whether somebody may be logging in at this moment: a connection was opened just now, nothing is proved of it, and it is not one of
+    /// many. Without the SSH program nothing is known of that.
+    pub fn login_begins(&self, now: BootTime) -> bool {
+        let within = |knock: Option<&BootTime>, time| knock.is_some_and(|knock| now.since(*knock) < time);
+        self.ssh_undecided()
+            && within(self.knocks.front(), LOGIN_TAKES)
+            && !within(self.knocks.get(KNOCKS - 1), Duration::from_secs(60))
+    }
+
     /// Whether a connection may become a session without the kernel saying so.
     pub fn ssh_undecided(&self) -> bool {
         self.sessions.as_ref().is_some_and(Sessions::undecided)
     }
 
-    fn net(&mut self) -> Twofold<BTreeMap<Interface, Traffic>, BTreeMap<Interface, NetTotals>> {
+    /// Traffic alone, to leave out of a sample what the agent itself sends in between. What [`Sensors::read`] has to tell of it besides is
+    /// left for that.
+    pub fn traffic(&mut self) -> NetReading {
+        let disturbed = self.disturbed;
+        let traffic = self.net();
+        self.disturbed = disturbed;
+        traffic
+    }
+
+    fn net(&mut self) -> NetReading {
         const DISTURBED: &str = "somebody had detached the programs; they are attached again";
         if self.detection.network_bytes_per_sec.is_none() {
             return Twofold::NOT_CONFIGURED;
@@ -280,7 +316,7 @@ impl Sensors {
     }
 
     /// As if all pods were one interface, whose index is no interface's. No plain counter tells their traffic.
-    fn net_of_pods(&mut self) -> Twofold<BTreeMap<Interface, Traffic>, BTreeMap<Interface, NetTotals>> {
+    fn net_of_pods(&mut self) -> NetReading {
         const BEGINS: &str = "the traffic of pods is counted since this reading: a rate needs two";
         let counted = match self.mode {
             ProbeMode::Off => Err("only eBPF programs can tell the traffic of pods, and `probes` is off".into()),

@@ -2,43 +2,25 @@
 //! decided and checked.
 //!
 //! - [`logind`] gives the order and waits for its end, [`ended`] judges that end;
+//! - [`fallback`] is what systemd would do after a failure;
 //! - [`power`] is `/sys/power`: sleep states, the `wakeup_count` handshake, `suspend_stats`, who woke the host;
 //! - [`rtc`] is the dead man's alarm;
 //! - [`veto`] lets activity after the order abort the suspend in the kernel.
 
 pub mod ended;
+pub mod fallback;
 pub mod logind;
 pub mod power;
 pub mod rtc;
 pub mod veto;
 
-use std::{fs, future::Future, io, path::Path, pin::Pin, time::Duration};
+use std::{fs, io, path::Path, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
 
 use crate::clock::BootTime;
 pub use ended::{Baseline, Ended, NotSlept, SUSPENDED};
 pub use logind::{Logind, SuspendError};
-
-/// The outcome of a suspend, as it becomes known.
-pub type Outcome<'a> = Pin<Box<dyn Future<Output = Result<(), SuspendError>> + Send + 'a>>;
-
-/// Something that suspends the host.
-pub trait Suspender: Send + Sync {
-    /// Suspends, and returns when the order was carried out or refused.
-    fn suspend(&self) -> Outcome<'_>;
-}
-
-/// Says what it would do.
-#[derive(Debug)]
-pub struct DryRun;
-
-impl Suspender for DryRun {
-    fn suspend(&self) -> Outcome<'_> {
-        tracing::info!("dry run: the host would be suspended at this point");
-        Box::pin(async { Ok(()) })
-    }
-}
 
 /// Time the host has been suspended since boot: what `CLOCK_BOOTTIME` counts and `CLOCK_MONOTONIC` does not (clock_gettime(2)). To the
 /// microsecond: the two are read one after the other.

@@ -8,6 +8,7 @@ use crate::{
     clock::BootTime,
     config::{Detection, Policy, Scope, SshDetection},
     counters::{Reading, Session, Source},
+    idle::Order,
     sample::Sample,
 };
 
@@ -27,6 +28,8 @@ pub struct Judgement {
     pub verdict: Verdict,
     /// The latest moment of activity the sample shows; `None` if it shows none.
     pub last_activity: Option<BootTime>,
+    /// The latest moment at which an SSH session was in use that is closed, or beyond the cap.
+    pub past_login: Option<BootTime>,
 }
 
 /// One thing that makes the host busy.
@@ -101,6 +104,26 @@ impl Verdict {
     }
 }
 
+/// Whether a reason stands against a sleep that is being carried out. `own`: processes of the operator who ordered it, whose SSH session is
+/// no use of the host by somebody else. `load_is_ours`: load on the CPUs may be that of our hooks, or of the services that suspend the host.
+///
+/// An operator who orders a sleep knows of traffic and load; who else is logged in, or that pods run, he may not. With force he says
+/// that he does.
+pub fn stands_against(reason: &Reason, order: Order, own: &[u32], load_is_ours: bool) -> bool {
+    match (order, reason) {
+        (Order::Forced, _) | (Order::Operator, Reason::Cpu { .. } | Reason::Network { .. }) => false,
+        (Order::Idle, Reason::Cpu { .. }) => !load_is_ours,
+        (Order::Idle, Reason::Network { .. }) => true,
+        (Order::Idle | Order::Operator, Reason::Ssh(session)) => session.pid == 0 || !own.contains(&session.pid),
+        (Order::Idle | Order::Operator, Reason::Pod(_) | Reason::PreventSleep(_) | Reason::StateUnsaved(_)) => true,
+        (Order::Idle, Reason::Unreadable { .. }) => true,
+        (Order::Operator, Reason::Unreadable { signal, .. }) => match signal {
+            SignalName::Ssh | SignalName::Pods => true,
+            SignalName::Network | SignalName::Cpu => false,
+        },
+    }
+}
+
 /// Judges one sample.
 pub fn judge(sample: &Sample, policy: &Policy) -> Judgement {
     let mut reasons = Vec::new();
@@ -117,11 +140,13 @@ pub fn judge(sample: &Sample, policy: &Policy) -> Judgement {
         Judgement {
             verdict: Verdict::Quiet,
             last_activity: past_login,
+            past_login,
         }
     } else {
         Judgement {
             verdict: Verdict::Busy(reasons),
             last_activity: Some(sample.at),
+            past_login,
         }
     }
 }
@@ -341,13 +366,53 @@ mod tests {
     }
 
     #[test]
+    fn s1_load_of_ours_does_not_stand_against_a_sleep_and_an_operators_own_session_neither() {
+        let session = |pid| Reason::Ssh(Session { pid, ..session(0) });
+        let network = Reason::Network {
+            interface: "eth0".into(),
+            traffic: Compared::User,
+            bytes_per_sec: 2000.0,
+            limit: 1024,
+        };
+        let cpu = Reason::Cpu {
+            percent: 50.0,
+            limit: 10.0,
+            of: Scope::Node,
+        };
+        let unreadable = |signal| Reason::Unreadable {
+            signal,
+            why: "gone".into(),
+        };
+        let rows = [
+            (network, [true, false]),
+            (cpu.clone(), [false, false]),
+            (session(7), [true, true]),
+            (session(0), [true, true]),
+            (session(42), [false, false]),
+            (Reason::Pod("a/b".into()), [true, true]),
+            (Reason::PreventSleep("a/b".into()), [true, true]),
+            (Reason::StateUnsaved("full".into()), [true, true]),
+            (unreadable(SignalName::Network), [true, false]),
+            (unreadable(SignalName::Ssh), [true, true]),
+        ];
+        for (reason, [idle, operator]) in rows {
+            let stands = |order| stands_against(&reason, order, &[41, 42], true);
+            assert_eq!(stands(Order::Idle), idle, "{reason:?}");
+            assert_eq!(stands(Order::Operator), operator, "{reason:?}");
+            assert!(!stands(Order::Forced));
+        }
+        assert!(stands_against(&cpu, Order::Idle, &[], false));
+    }
+
+    #[test]
     fn at_the_threshold_is_quiet_above_it_is_busy() {
         let policy = Policy::default();
         assert_eq!(
             judge(&sample(1024.0, 10.0), &policy),
             Judgement {
                 verdict: Verdict::Quiet,
-                last_activity: None
+                last_activity: None,
+                past_login: None
             }
         );
         let busy = judge(&sample(1025.0, 10.1), &policy);
@@ -432,7 +497,8 @@ mod tests {
             judgement,
             Judgement {
                 verdict: Verdict::Quiet,
-                last_activity: Some(during)
+                last_activity: Some(during),
+                past_login: Some(during)
             }
         );
     }

@@ -227,6 +227,42 @@ pub fn arm(sys: &Path, port: &Port) -> Result<Port, ArmError> {
     arm_by(&kernel, sys, port)
 }
 
+/// Arms every port behind `wanted` that can be and is not, and returns them all as they then are. What cannot be armed is in the
+/// [`Port::objections`], and in the log.
+///
+/// Blocks for as long as the drivers take to answer.
+///
+/// # Errors
+/// As [`ports`].
+pub fn arm_all(sys: &Path, wanted: &[impl AsRef<str>]) -> Result<Vec<Port>, PortsError> {
+    let ports = ports(sys, wanted)?.into_iter().map(|port| {
+        if port.wakes() || port.supported == Modes::default() {
+            return port;
+        }
+        match arm(sys, &port) {
+            Ok(armed) => {
+                if armed != port {
+                    tracing::info!(
+                        interface = armed.interface,
+                        wakes = armed.wakes(),
+                        "Wake-on-LAN is armed"
+                    );
+                }
+                armed
+            }
+            Err(error) => {
+                tracing::debug!(
+                    interface = port.interface,
+                    error = &error as &dyn std::error::Error,
+                    "Wake-on-LAN cannot be armed"
+                );
+                port
+            }
+        }
+    });
+    Ok(ports.collect())
+}
+
 fn ports_by(ethtool: &impl Ethtool, sys: &Path, wanted: &[impl AsRef<str>]) -> Result<Vec<Port>, PortsError> {
     let mut ports = Vec::new();
     for (interface, behind) in names(sys, wanted)? {

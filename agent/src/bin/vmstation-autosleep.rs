@@ -1,6 +1,6 @@
 //! `vmstation-autosleep`, the node agent: puts the parts together and runs the driver.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -8,11 +8,12 @@ use tokio::sync::mpsc;
 use vmstation_agent::{
     config::{LoadError, Loaded, Policy},
     control::{BindError, ControlServer, DEFAULT_SOCKET},
+    coordinator::Coordinator,
     driver::{Driver, Parts},
+    journal::Journal,
     lock::{InstanceLock, LockError},
     power_log,
     state_file::{DEFAULT_DIR, StateFile},
-    suspend::DryRun,
 };
 
 /// Another agent runs (`EX_TEMPFAIL` of sysexits.h).
@@ -24,8 +25,9 @@ const CALLS_WAITING: usize = 32;
 
 /// Watches this host and decides when it may sleep.
 ///
-/// Counts network bytes, SSH sessions and CPU use with eBPF programs, or from /proc and /sys where they cannot run, and says when the
-/// host has been quiet for long enough. Talk to it with `vmstation-autosleep-ctl`.
+/// Counts network bytes, SSH sessions and CPU use with eBPF programs, or from /proc and /sys where they cannot run. When the host has been
+/// quiet for long enough, it announces a sleep, runs the hooks, looks once more and suspends the host through logind. Talk to it with
+/// `vmstation-autosleep-ctl`.
 #[derive(Debug, Parser)]
 #[command(
     name = "vmstation-autosleep",
@@ -46,7 +48,7 @@ struct Arguments {
     /// Control socket
     #[arg(long, value_name = "PATH", env = "VMSTATION_AUTOSLEEP_SOCKET", default_value = DEFAULT_SOCKET)]
     socket: PathBuf,
-    /// Say what would be done instead of suspending. This version decides, but cannot suspend yet: it always runs like this
+    /// Say what would be done instead of doing it: nothing is armed, told, run or suspended
     #[arg(long, env = "VMSTATION_AUTOSLEEP_DRY_RUN", value_parser = clap::builder::BoolishValueParser::new(), num_args = 0,
           default_missing_value = "true", default_value = "false", action = clap::ArgAction::SetTrue)]
     dry_run: bool,
@@ -92,13 +94,10 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         .build()
         .context("cannot start the runtime")?;
 
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let (sender, calls) = mpsc::channel(CALLS_WAITING);
         let control = ControlServer::bind(&arguments.socket)?;
-        let mut warnings = loaded.notes;
-        if !arguments.dry_run {
-            warnings.push("this version decides but cannot suspend yet: it runs as with --dry-run".into());
-        }
+        let warnings = loaded.notes;
         for warning in &warnings {
             tracing::warn!("{warning}");
         }
@@ -109,8 +108,9 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         let parts = Parts {
             policy: loaded.policy,
             node,
-            dry_run: true,
-            suspender: Arc::new(DryRun),
+            dry_run: arguments.dry_run,
+            journal: Journal::new(&arguments.state_dir),
+            coordinator: Coordinator::Nobody,
             warnings,
             reload: Box::new(move || load(&arguments).map_err(|error| error.to_string())),
         };
@@ -126,7 +126,10 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         let _aborted = control.await;
         tracing::info!("stopped");
         Ok(())
-    })
+    });
+    // A name server that does not answer holds a thread that nobody waits for any more.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
 }
 
 fn load(arguments: &Arguments) -> Result<Loaded, LoadError> {

@@ -93,6 +93,7 @@ pub(super) const fn state_name(state: StateName) -> &'static str {
         StateName::Active => "active",
         StateName::Quiet => "quiet",
         StateName::Grace => "grace period",
+        StateName::Preparing => "preparing to sleep",
         StateName::Confirming => "confirming",
         StateName::Suspending => "suspending",
         StateName::Waiting => "waiting",
@@ -165,6 +166,7 @@ fn last_attempt(last: &LastAttempt) -> String {
         AttemptOutcome::Refused => "refused",
         AttemptOutcome::Failed => "failed",
         AttemptOutcome::Aborted => "aborted",
+        AttemptOutcome::Interrupted => "interrupted",
         AttemptOutcome::External => "slept by others' order",
     };
     let length = last.asleep_s.map(|length| format!(" for {}", duration(length)));

@@ -97,7 +97,11 @@ async fn look(socket: PathBuf) -> Result<Box<Status>, Failure> {
     let asked = tokio::task::spawn_blocking(move || ask(&socket, &Request::Status)).await;
     match asked.map_err(|error| Failure::new(Exit::Failed, format!("cannot ask the agent: {error}")))?? {
         Response::Status(status) => Ok(status),
-        Response::Why(_) | Response::Done { .. } | Response::Refused { .. } => Err(Failure::new(
+        Response::Why(_)
+        | Response::Attempt(_)
+        | Response::SleepCheck { .. }
+        | Response::Done { .. }
+        | Response::Refused { .. } => Err(Failure::new(
             Exit::Failed,
             "the agent answered something else than its status",
         )),

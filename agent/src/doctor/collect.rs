@@ -15,13 +15,12 @@ use nix::{
 };
 use zbus_systemd::login1::ManagerProxy;
 
-use super::{
-    Agent, Configuration, Facts, HookFolder, Kernel, Ports, SleepSettings, SleepStates, Standing, StateFolder,
-};
+use super::{Agent, Configuration, Facts, HookFolder, Kernel, Ports, SleepStates, Standing, StateFolder};
 use crate::{
     cgroups,
     config::{LoadError, Loaded, Policy},
     control::{self, Request, Response},
+    suspend::fallback,
     wol::{self, Modes, Port},
 };
 
@@ -54,7 +53,7 @@ pub enum Arming {
 /// `env` looks up an environment variable.
 pub fn collect(places: &Places, arming: Arming, env: &dyn Fn(&str) -> Option<String>) -> Facts {
     let (configuration, policy) = configuration(places.configuration.as_deref(), env);
-    let settings = SleepSettings::default();
+    let settings = policy.sleep.clone();
     let sys = &places.sys;
     Facts {
         configuration,
@@ -62,6 +61,7 @@ pub fn collect(places: &Places, arming: Arming, env: &dyn Fn(&str) -> Option<Str
         probes: policy.probes,
         agent: agent(&places.socket),
         sleep_states: sleep_states(sys),
+        only_mem: fallback::only_mem(Path::new("/")),
         ports: ports(sys, &policy, arming),
         wakealarm: line(&sys.join("class/rtc/rtc0/wakealarm")).ok(),
         logind: logind(BUS_DEADLINE),
@@ -94,7 +94,9 @@ fn agent(socket: &Path) -> Agent {
     match control::call(socket, &Request::Status) {
         Ok(Response::Status(status)) => Agent::Answers(status),
         Ok(Response::Refused { message, .. } | Response::Done { message }) => Agent::Refuses(message),
-        Ok(Response::Why(_)) => Agent::Refuses("what keeps the host awake".into()),
+        Ok(Response::Why(_) | Response::Attempt(_) | Response::SleepCheck { .. }) => {
+            Agent::Refuses("the answer to another question".into())
+        }
         Err(error) => Agent::NotReached(error),
     }
 }

@@ -144,6 +144,12 @@ pub(super) fn sleep_states(found: &SleepStates, allow_s2idle: bool) -> Finding {
     }
 }
 
+/// Fault S1: nothing when all is well.
+pub(super) fn fallback(only_mem: &Result<(), String>) -> Option<Finding> {
+    let why = only_mem.as_ref().err()?;
+    Some(Finding::new(Check::SleepStates, Verdict::Warn, why).fix("start the agent by its unit, or write that file"))
+}
+
 /// Fault S11.
 pub(super) fn rtc(wakealarm: Option<&str>, wake_after: Option<Duration>) -> Finding {
     let after = wake_after.map(|after| format_duration(after).to_string());

@@ -4,13 +4,16 @@ use std::fmt::Write as _;
 
 use humantime::format_duration;
 
-use super::{Check, Finding, Ports, SleepSettings, Verdict};
-use crate::wol::{MacSource, Objection, Port};
+use super::{Check, Finding, Ports, Verdict};
+use crate::{
+    config::Sleep,
+    wol::{MacSource, Objection, Port},
+};
 
 const WHICH: Check = Check::WakeOnLan;
 
 /// A finding for each port, and for each interface that has none.
-pub(super) fn wake_on_lan(ports: &Ports, settings: &SleepSettings) -> Vec<Finding> {
+pub(super) fn wake_on_lan(ports: &Ports, settings: &Sleep) -> Vec<Finding> {
     let missing = ports.missing.iter().map(|name| {
         Finding::new(WHICH, Verdict::Warn, format!("{name} is configured and does not exist"))
             .fix("correct `network_interfaces`, or plug it in")
@@ -38,7 +41,7 @@ pub(super) fn wake_on_lan(ports: &Ports, settings: &SleepSettings) -> Vec<Findin
 }
 
 /// Fault E7.
-fn no_port(ports: &Ports, settings: &SleepSettings) -> Finding {
+fn no_port(ports: &Ports, settings: &Sleep) -> Finding {
     if !ports.wanted.is_empty() {
         let what = format!(
             "no physical port lies behind {}: no packet can wake this host",
@@ -56,7 +59,7 @@ fn no_port(ports: &Ports, settings: &SleepSettings) -> Finding {
         .fix("look for a missing driver with `ip link` and `lspci`; in a virtual machine name the interfaces in `network_interfaces`")
 }
 
-fn one(port: &Port, ports: &Ports, settings: &SleepSettings) -> Finding {
+fn one(port: &Port, ports: &Ports, settings: &Sleep) -> Finding {
     let title = title(port);
     if let Some(refusal) = ports.refusals.get(&port.interface) {
         let what = format!("{title}: could not be armed, so it does not wake the host: {refusal}");
@@ -88,7 +91,7 @@ fn fixes(objections: &[Objection]) -> String {
 }
 
 /// All in all. Whether the host sleeps goes by its ports alone: an alarm brings it back, but not when somebody wants it.
-pub(super) fn woken_by(ports: &Ports, settings: &SleepSettings, has_alarm: bool) -> Finding {
+pub(super) fn woken_by(ports: &Ports, settings: &Sleep, has_alarm: bool) -> Finding {
     let alarm = settings.wake_after.filter(|_| has_alarm);
     let alarm = alarm.map(|after| format!("an RTC alarm after {}", format_duration(after)));
     let unknown =
@@ -101,14 +104,14 @@ pub(super) fn woken_by(ports: &Ports, settings: &SleepSettings, has_alarm: bool)
         return Finding::new(Check::WokenBy, Verdict::Unknown, what);
     }
     let mut by: Vec<_> = usable(ports, settings).map(|port| port.interface.clone()).collect();
-    let has_port = !by.is_empty();
     by.extend(alarm);
+    let somebody = !by.is_empty();
     let what = if by.is_empty() {
         "nobody can wake this host".into()
     } else {
         format!("this host can be woken by: {}", by.join(", "))
     };
-    match (has_port, settings.allow_unwakeable) {
+    match (somebody, settings.allow_unwakeable) {
         (true, _) => Finding::ok(Check::WokenBy, what),
         (false, true) => Finding::new(
             Check::WokenBy,
@@ -118,14 +121,14 @@ pub(super) fn woken_by(ports: &Ports, settings: &SleepSettings, has_alarm: bool)
         (false, false) => Finding::new(
             Check::WokenBy,
             Verdict::Fail,
-            format!("{what}; no network port can, so it will not sleep"),
+            format!("{what}, so it will not sleep"),
         )
-        .fix("make a network port able to wake it (see wake_on_lan), or set `allow_unwakeable = true` in `[sleep]`"),
+        .fix("make a network port able to wake it (see wake_on_lan), or set `wake_after` or `allow_unwakeable = true` in `[sleep]`"),
     }
 }
 
 /// Ports that wake the host when it sleeps.
-fn usable<'a>(ports: &'a Ports, settings: &SleepSettings) -> impl Iterator<Item = &'a Port> {
+fn usable<'a>(ports: &'a Ports, settings: &Sleep) -> impl Iterator<Item = &'a Port> {
     let arm_wol = settings.arm_wol;
     ports.read.iter().flatten().filter(move |port| {
         port.wakes() || (arm_wol && port.would_wake_if_armed() && !ports.refusals.contains_key(&port.interface))
@@ -133,7 +136,7 @@ fn usable<'a>(ports: &'a Ports, settings: &SleepSettings) -> impl Iterator<Item 
 }
 
 /// How bad a port is that does not wake the host: another one may, or nobody needs to.
-fn bad(ports: &Ports, settings: &SleepSettings) -> Verdict {
+fn bad(ports: &Ports, settings: &Sleep) -> Verdict {
     if settings.allow_unwakeable || usable(ports, settings).next().is_some() {
         Verdict::Warn
     } else {

@@ -1,12 +1,12 @@
 //! Facts made up for each test, and what is found of them.
 
-use std::{io, path::Path};
+use std::{io, path::Path, time::Duration};
 
 use nix::errno::Errno;
 
 use super::*;
 use crate::{
-    config::NotificationMethod,
+    config::{NotificationMethod, Sleep},
     ctl::sample,
     report::{Signal, SignalSource},
     wol::{DeviceWakeup, Mac, MacSource, Modes},
@@ -65,10 +65,11 @@ fn facts() -> Facts {
             format: Format::Toml,
             notes: Vec::new(),
         }),
-        settings: SleepSettings::default(),
+        settings: Sleep::default(),
         notification: None,
         probes: ProbeMode::Auto,
         agent: Agent::Answers(Box::new(status)),
+        only_mem: Ok(()),
         sleep_states: SleepStates {
             states: Ok("freeze mem disk".into()),
             mem_sleep: Some("s2idle [deep]".into()),
@@ -213,6 +214,9 @@ fn s8_only_deep_sleep_is_enough_unless_configured() {
     }
     let mut facts = facts();
     facts.sleep_states.states = Err("read /sys/power/state: not found".into());
+    assert_eq!(host::fallback(&facts.only_mem), None);
+    let tries_more = host::fallback(&Err("systemd would try `mem freeze`".into())).unwrap();
+    assert_finding(&tries_more, Verdict::Warn, &["mem freeze"]);
     assert_finding(&only(&facts, Check::SleepStates), Verdict::Fail, &["cannot suspend"]);
 }
 
@@ -298,7 +302,7 @@ fn s10_without_the_right_to_look_the_ports_are_unknown_and_named() {
 }
 
 #[test]
-fn s11_an_alarm_alone_does_not_let_the_host_sleep() {
+fn s11_an_alarm_alone_lets_the_host_sleep() {
     let mut facts = facts();
     facts.settings.wake_after = Some(Duration::from_secs(8 * 3600));
     assert_finding(&only(&facts, Check::Rtc), Verdict::Ok, &["after 8h"]);
@@ -311,14 +315,14 @@ fn s11_an_alarm_alone_does_not_let_the_host_sleep() {
         carrier: false,
         ..port("eth0")
     }]);
+    assert_finding(&only(&facts, Check::WokenBy), Verdict::Ok, &["woken by: an RTC alarm"]);
+    facts.wakealarm = None;
+    assert_finding(&only(&facts, Check::Rtc), Verdict::Fail, &["wakealarm", "8h"]);
     assert_finding(
         &only(&facts, Check::WokenBy),
         Verdict::Fail,
-        &["woken by: an RTC alarm", "will not sleep"],
+        &["nobody", "will not sleep"],
     );
-    facts.wakealarm = None;
-    assert_finding(&only(&facts, Check::Rtc), Verdict::Fail, &["wakealarm", "8h"]);
-    assert_finding(&only(&facts, Check::WokenBy), Verdict::Fail, &["nobody"]);
     facts.settings.wake_after = None;
     assert_eq!(only(&facts, Check::Rtc).verdict, Verdict::Ok);
 }

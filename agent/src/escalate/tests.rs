@@ -123,7 +123,7 @@ impl Agent {
         }
         let suspends = actions.contains(&Action::Suspend);
         if suspends {
-            self.idle.handle(Event::Resumed, self.now);
+            self.idle.handle(Event::Resumed { slept: Duration::ZERO }, self.now);
         }
         let changes = self
             .escalation

@@ -24,8 +24,13 @@ const AFTER_KILL: Duration = Duration::from_secs(2);
 /// Time between two looks at a process group that was told to end.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
+/// Held by the hook that runs, to its very end.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// Runs one hook. Dropping the future ends it in the background.
 pub(super) async fn run(starter: Starter, hook: Hook, limits: Limits, environment: &[(&str, String)]) -> Run {
+    // One that was given up may still be ending.
+    let turn = TURN.lock().await;
     let (mut running, output) = match start(starter, &hook, limits, environment) {
         Ok(started) => started,
         Err(error) => {
@@ -37,6 +42,7 @@ pub(super) async fn run(starter: Starter, hook: Hook, limits: Limits, environmen
     let (_wanted, abandoned) = oneshot::channel::<Infallible>();
     let begun = BootTime::now();
     let supervised = tokio::spawn(async move {
+        let _turn = turn;
         let mut output = output;
         let outcome = running.see_through(&mut output, limits.timeout, abandoned).await;
         output.take_rest();

@@ -49,7 +49,13 @@ fn hold(from: BootTime, minutes: u32) -> Hold {
 fn in_state(name: &str) -> (Idle, BootTime) {
     let mut idle = Idle::new(settings(), at(0));
     let mut now = at(0);
-    let path: &[(u32, &str)] = &[(1, "quiet"), (120, "grace"), (130, "confirming"), (130, "suspending")];
+    let path: &[(u32, &str)] = &[
+        (1, "quiet"),
+        (120, "grace"),
+        (130, "preparing"),
+        (130, "confirming"),
+        (130, "suspending"),
+    ];
     for &(minute, reached) in path {
         if idle.state().to_string() == name {
             break;
@@ -57,6 +63,7 @@ fn in_state(name: &str) -> (Idle, BootTime) {
         now = at(minute);
         match reached {
             "quiet" | "suspending" => idle.handle(quiet(now), now),
+            "confirming" => idle.handle(Event::Prepared, now),
             _ => idle.handle(Event::Deadline, now),
         };
         assert_eq!(idle.state().to_string(), reached);
@@ -67,14 +74,14 @@ fn in_state(name: &str) -> (Idle, BootTime) {
 /// Every state against every event: state after, and actions.
 #[test]
 fn transition_table_is_complete() {
-    use Action::{Announce, Cancel, Confirm, Suspend, Warn};
+    use Action::{Announce, Cancel, Confirm, Prepare, Suspend, Warn};
     use Cancelled::{Activity, Braked, Overtaken};
-    const STATES: [&str; 5] = ["active", "quiet", "grace", "confirming", "suspending"];
+    const STATES: [&str; 6] = ["active", "quiet", "grace", "preparing", "confirming", "suspending"];
     type Make = fn(BootTime) -> Event;
     let later = |after: BootTime, minutes: u32| after.after(minutes * MINUTE);
 
     // (event, minutes after the state was entered, expected in the order of STATES)
-    type Row = (&'static str, Make, u32, [(&'static str, Vec<Action>); 5]);
+    type Row = (&'static str, Make, u32, [(&'static str, Vec<Action>); 6]);
     let grace_ends = at(130);
     let rows: Vec<Row> = vec![
         (
@@ -85,6 +92,7 @@ fn transition_table_is_complete() {
                 ("quiet", vec![]),
                 ("quiet", vec![]),
                 ("grace", vec![]),
+                ("preparing", vec![]),
                 ("suspending", vec![Suspend]),
                 ("suspending", vec![]),
             ],
@@ -96,7 +104,8 @@ fn transition_table_is_complete() {
             [
                 ("grace", vec![Announce { ends: at(210) }]),
                 ("grace", vec![Announce { ends: at(211) }]),
-                ("confirming", vec![Confirm]),
+                ("preparing", vec![Prepare(Order::Idle)]),
+                ("preparing", vec![]),
                 ("suspending", vec![Suspend]),
                 ("suspending", vec![]),
             ],
@@ -114,6 +123,7 @@ fn transition_table_is_complete() {
                 ("quiet", vec![]),
                 ("quiet", vec![Cancel(Activity)]),
                 ("quiet", vec![Cancel(Activity)]),
+                ("quiet", vec![Cancel(Activity)]),
                 ("suspending", vec![]),
             ],
         ),
@@ -126,7 +136,8 @@ fn transition_table_is_complete() {
                 ("active", vec![]),
                 ("active", vec![Cancel(Activity)]),
                 ("active", vec![Cancel(Activity)]),
-                ("suspending", vec![]),
+                ("active", vec![Cancel(Activity)]),
+                ("suspending", vec![Cancel(Activity)]),
             ],
         ),
         (
@@ -138,7 +149,8 @@ fn transition_table_is_complete() {
                 ("active", vec![]),
                 ("active", vec![Cancel(Activity)]),
                 ("active", vec![Cancel(Activity)]),
-                ("suspending", vec![]),
+                ("active", vec![Cancel(Activity)]),
+                ("suspending", vec![Cancel(Activity)]),
             ],
         ),
         (
@@ -149,6 +161,7 @@ fn transition_table_is_complete() {
                 ("active", vec![]),
                 ("quiet", vec![]),
                 ("grace", vec![]),
+                ("preparing", vec![]),
                 ("confirming", vec![]),
                 ("suspending", vec![]),
             ],
@@ -161,6 +174,7 @@ fn transition_table_is_complete() {
                 ("active", vec![]),
                 ("quiet", vec![]),
                 ("grace", vec![Warn { ends: grace_ends }]),
+                ("preparing", vec![]),
                 ("confirming", vec![]),
                 ("suspending", vec![]),
             ],
@@ -172,7 +186,8 @@ fn transition_table_is_complete() {
             [
                 ("active", vec![]),
                 ("grace", vec![Announce { ends: at(211) }]),
-                ("confirming", vec![Confirm]),
+                ("preparing", vec![Prepare(Order::Idle)]),
+                ("preparing", vec![]),
                 ("confirming", vec![]),
                 ("suspending", vec![]),
             ],
@@ -185,17 +200,19 @@ fn transition_table_is_complete() {
                 ("active", vec![]),
                 ("quiet", vec![]),
                 ("grace", vec![]),
-                ("confirming", vec![]),
+                ("active", vec![]),
+                ("active", vec![]),
                 ("active", vec![]),
             ],
         ),
         (
             "resumed",
-            |_| Event::Resumed,
+            |_| Event::Resumed { slept: MINUTE },
             1,
             [
                 ("active", vec![]),
                 ("active", vec![]),
+                ("active", vec![Cancel(Overtaken)]),
                 ("active", vec![Cancel(Overtaken)]),
                 ("active", vec![Cancel(Overtaken)]),
                 ("active", vec![]),
@@ -210,7 +227,8 @@ fn transition_table_is_complete() {
                 ("quiet", vec![]),
                 ("quiet", vec![Cancel(Braked)]),
                 ("quiet", vec![Cancel(Braked)]),
-                ("suspending", vec![]),
+                ("quiet", vec![Cancel(Braked)]),
+                ("suspending", vec![Cancel(Braked)]),
             ],
         ),
         (
@@ -221,6 +239,7 @@ fn transition_table_is_complete() {
                 ("active", vec![]),
                 ("quiet", vec![]),
                 ("grace", vec![]),
+                ("preparing", vec![]),
                 ("confirming", vec![]),
                 ("suspending", vec![]),
             ],
@@ -234,7 +253,8 @@ fn transition_table_is_complete() {
                 ("quiet", vec![]),
                 ("quiet", vec![Cancel(Activity)]),
                 ("quiet", vec![Cancel(Activity)]),
-                ("suspending", vec![]),
+                ("quiet", vec![Cancel(Activity)]),
+                ("suspending", vec![Cancel(Activity)]),
             ],
         ),
         (
@@ -246,7 +266,8 @@ fn transition_table_is_complete() {
                 ("quiet", vec![]),
                 ("quiet", vec![Cancel(Braked)]),
                 ("quiet", vec![Cancel(Braked)]),
-                ("suspending", vec![]),
+                ("quiet", vec![Cancel(Braked)]),
+                ("suspending", vec![Cancel(Braked)]),
             ],
         ),
         (
@@ -257,6 +278,7 @@ fn transition_table_is_complete() {
                 ("active", vec![]),
                 ("quiet", vec![]),
                 ("grace", vec![]),
+                ("preparing", vec![]),
                 ("confirming", vec![]),
                 ("suspending", vec![]),
             ],
@@ -270,7 +292,60 @@ fn transition_table_is_complete() {
                 ("quiet", vec![]),
                 ("quiet", vec![Cancel(Overtaken)]),
                 ("quiet", vec![Cancel(Overtaken)]),
+                ("quiet", vec![Cancel(Overtaken)]),
+                ("suspending", vec![Cancel(Overtaken)]),
+            ],
+        ),
+        (
+            "ordered by an operator",
+            |_| Event::SleepNow(Order::Operator),
+            1,
+            [
+                ("preparing", vec![Prepare(Order::Operator)]),
+                ("preparing", vec![Prepare(Order::Operator)]),
+                ("preparing", vec![Prepare(Order::Operator)]),
+                ("preparing", vec![]),
+                ("confirming", vec![]),
                 ("suspending", vec![]),
+            ],
+        ),
+        (
+            "prepared",
+            |_| Event::Prepared,
+            1,
+            [
+                ("active", vec![]),
+                ("quiet", vec![]),
+                ("grace", vec![]),
+                ("confirming", vec![Confirm]),
+                ("confirming", vec![]),
+                ("suspending", vec![]),
+            ],
+        ),
+        (
+            "refused",
+            |_| Event::Refused,
+            1,
+            [
+                ("active", vec![]),
+                ("quiet", vec![]),
+                ("grace", vec![]),
+                ("quiet", vec![]),
+                ("quiet", vec![]),
+                ("quiet", vec![]),
+            ],
+        ),
+        (
+            "aborted",
+            |_| Event::Aborted,
+            1,
+            [
+                ("active", vec![]),
+                ("quiet", vec![]),
+                ("grace", vec![]),
+                ("active", vec![]),
+                ("active", vec![]),
+                ("active", vec![]),
             ],
         ),
     ];
@@ -308,14 +383,15 @@ fn the_guides_two_hours() {
     assert_eq!(idle.handle(Event::Deadline, at(130)), [Action::Warn { ends: at(135) }]);
     assert_eq!(idle.handle(quiet(at(131)), at(131)), []);
     assert_eq!(idle.deadline(), Some(at(135)));
-    assert_eq!(idle.handle(Event::Deadline, at(135)), [Action::Confirm]);
+    assert_eq!(idle.handle(Event::Deadline, at(135)), [Action::Prepare(Order::Idle)]);
+    assert_eq!(idle.handle(Event::Prepared, at(135)), [Action::Confirm]);
     assert_eq!(
         idle.handle(quiet(at(134)), at(135)),
         [],
-        "a reading begun before the end of the grace period is stale"
+        "a reading begun before everything else was prepared is stale"
     );
     assert_eq!(idle.handle(quiet(at(135)), at(135)), [Action::Suspend]);
-    assert_eq!(idle.handle(Event::Resumed, at(600)), []);
+    assert_eq!(idle.handle(Event::Resumed { slept: 465 * MINUTE }, at(600)), []);
     assert_eq!(idle.memory().last_activity, at(600), "the idle time starts anew");
 }
 
@@ -332,10 +408,14 @@ fn s4_failed_suspends_back_off_and_the_third_gives_up() {
     for (failure, wait) in [(1, 5), (2, 10), (3, 20)] {
         assert_eq!(
             idle.handle(quiet(now), now),
-            [Action::Announce { ends: now }, Action::Confirm]
+            [Action::Announce { ends: now }, Action::Prepare(Order::Idle)]
         );
+        assert_eq!(idle.handle(Event::Prepared, now), [Action::Confirm]);
         assert_eq!(idle.handle(quiet(now), now), [Action::Suspend]);
-        let given_up = if failure == 3 { vec![Action::GiveUp] } else { vec![] };
+        let given_up = match failure {
+            3 => vec![Action::GiveUp(GaveUp::Failures)],
+            _ => vec![],
+        };
         assert_eq!(idle.handle(Event::SuspendFailed, now), given_up);
         assert_eq!(idle.memory().not_before, now.after(wait * MINUTE));
         assert_eq!(idle.handle(quiet(now), now), [], "not again at once");
@@ -345,7 +425,7 @@ fn s4_failed_suspends_back_off_and_the_third_gives_up() {
     assert_eq!(idle.sleeps_at(), None);
     assert_eq!(
         idle.handle(Event::Enable, now),
-        [Action::Announce { ends: now }, Action::Confirm]
+        [Action::Announce { ends: now }, Action::Prepare(Order::Idle)]
     );
     assert_eq!(retry_wait(u32::MAX), RETRY_LONGEST);
 }
@@ -359,13 +439,98 @@ fn s12_awake_for_the_minimum_time_after_a_resume() {
         },
         at(0),
     );
-    idle.handle(Event::Resumed, at(10));
+    idle.handle(Event::Resumed { slept: MINUTE }, at(10));
     assert_eq!(idle.handle(quiet(at(14)), at(14)), []);
     assert_eq!(idle.deadline(), Some(at(15)));
     assert_eq!(
         idle.handle(Event::Deadline, at(15)),
         [Action::Announce { ends: at(25) }]
     );
+}
+
+/// Led into a suspend by an order, at `now`.
+fn suspending(idle: &mut Idle, order: Order, now: BootTime) {
+    assert_eq!(idle.handle(Event::SleepNow(order), now), [Action::Prepare(order)]);
+    assert_eq!(idle.handle(Event::Prepared, now), [Action::Confirm]);
+    assert_eq!(idle.handle(quiet(now), now), [Action::Suspend]);
+}
+
+#[test]
+fn s12_the_third_short_sleep_in_a_row_gives_up() {
+    let mut idle = Idle::new(settings(), at(0));
+    let mut sleep = |minute, seconds| {
+        suspending(&mut idle, Order::Operator, at(minute));
+        let slept = Duration::from_secs(seconds);
+        (
+            idle.handle(Event::Resumed { slept }, at(minute + 1)),
+            idle.memory().switch,
+        )
+    };
+    for (minute, seconds) in [(1, 59), (2, 0), (3, 60), (4, 59), (5, 59)] {
+        assert_eq!(sleep(minute, seconds), (vec![], Switch::On), "minute {minute}");
+    }
+    assert_eq!(
+        sleep(6, 59),
+        (vec![Action::GiveUp(GaveUp::WakeLoop)], Switch::OffByWakeLoop)
+    );
+    assert_eq!(idle.brakes(at(600)), [Brake::WakeLoop(3)]);
+    idle.handle(Event::Enable, at(600));
+    assert_eq!(idle.brakes(at(600)), []);
+}
+
+#[test]
+fn s16_a_suspend_by_somebody_else_is_no_wake_loop() {
+    let mut idle = Idle::new(settings(), at(0));
+    for minute in 0..10 {
+        assert_eq!(idle.handle(Event::Resumed { slept: Duration::ZERO }, at(minute)), []);
+    }
+    assert_eq!(idle.memory().short_sleeps, 0);
+}
+
+#[test]
+fn an_order_needs_no_idle_time_and_only_force_passes_a_hold() {
+    let mut idle = Idle::new(settings(), at(0));
+    idle.handle(Event::Hold(hold(at(0), 300)), at(0));
+    assert_eq!(idle.handle(Event::SleepNow(Order::Operator), at(1)), []);
+    assert_eq!(idle.forbids(Order::Operator, at(1)), [Brake::Hold(hold(at(0), 300))]);
+    suspending(&mut idle.clone(), Order::Forced, at(1));
+    idle.handle(Event::Release, at(1));
+    idle.handle(Event::Disable, at(1));
+    assert_eq!(idle.handle(Event::SleepNow(Order::Idle), at(1)), []);
+    suspending(&mut idle.clone(), Order::Operator, at(1));
+    idle.handle(Event::SleepNow(Order::Operator), at(1));
+    assert_eq!(
+        idle.handle(Event::Activity { at: at(1) }, at(1)),
+        [Action::Cancel(Cancelled::Activity)]
+    );
+}
+
+#[test]
+fn a_refusal_waits_longer_each_time_until_there_is_activity() {
+    let mut idle = Idle::new(settings(), at(0));
+    for wait in [5, 10, 20, 40, 60, 60] {
+        idle.handle(Event::SleepNow(Order::Operator), at(1));
+        idle.handle(Event::Refused, at(1));
+        assert_eq!(idle.brakes(at(1)), [Brake::NotBefore(at(1 + wait))]);
+    }
+    idle.handle(Event::Activity { at: at(1) }, at(1));
+    idle.handle(Event::SleepNow(Order::Operator), at(1));
+    idle.handle(Event::Refused, at(1));
+    assert_eq!(idle.brakes(at(1)), [Brake::NotBefore(at(6))]);
+    assert_eq!(idle.memory().failures, 0);
+}
+
+#[test]
+fn s1_a_suspend_under_way_is_called_off_once() {
+    let mut idle = Idle::new(settings(), at(0));
+    suspending(&mut idle, Order::Operator, at(1));
+    assert_eq!(
+        idle.handle(Event::Activity { at: at(1) }, at(1)),
+        [Action::Cancel(Cancelled::Activity)]
+    );
+    assert_eq!(idle.handle(busy(at(1)), at(1)), []);
+    assert_eq!(idle.handle(Event::Aborted, at(1)), []);
+    assert_eq!((idle.state(), idle.memory().failures), (State::Active, 0));
 }
 
 #[test]
@@ -410,8 +575,13 @@ enum Step {
     /// A check begun so many seconds ago.
     StaleQuiet(u64),
     Activity(u64),
+    SleepNow(Order),
+    Prepared,
+    Refused,
+    Aborted,
     SuspendFailed,
-    Resumed,
+    /// After so many seconds.
+    Resumed(u64),
     Disable,
     Enable,
     Reset,
@@ -448,8 +618,12 @@ fn any_step() -> impl Strategy<Value = Step> {
         2 => (0..300u64).prop_map(Step::QuietSince),
         2 => (1..60u64).prop_map(Step::StaleQuiet),
         1 => (0..60u64).prop_map(Step::Activity),
+        1 => prop_oneof![Just(Order::Operator), Just(Order::Forced)].prop_map(Step::SleepNow),
+        8 => Just(Step::Prepared),
+        1 => Just(Step::Refused),
+        1 => Just(Step::Aborted),
         2 => Just(Step::SuspendFailed),
-        2 => Just(Step::Resumed),
+        3 => (0..200u64).prop_map(Step::Resumed),
         1 => Just(Step::Disable),
         2 => Just(Step::Enable),
         1 => Just(Step::Reset),
@@ -465,137 +639,226 @@ struct Oracle {
     settings: Settings,
     last_activity: BootTime,
     announced: Option<BootTime>,
+    /// The attempt that is being prepared or confirmed, and since when it was asked to be confirmed.
+    attempt: Option<Order>,
     confirm_asked: Option<BootTime>,
     disabled: bool,
     gave_up: bool,
+    gave_up_by_failures: bool,
     held_until: BootTime,
     not_before: BootTime,
     failures: u32,
-    suspended: bool,
+    refusals: u32,
+    short: u32,
+    /// A suspend is being carried out, and whether it was called off.
+    suspended: Option<bool>,
 }
 
 impl Oracle {
+    fn new(settings: Settings, now: BootTime) -> Self {
+        Self {
+            settings,
+            last_activity: now,
+            announced: None,
+            attempt: None,
+            confirm_asked: None,
+            disabled: false,
+            gave_up: false,
+            gave_up_by_failures: false,
+            held_until: BootTime::default(),
+            not_before: BootTime::default(),
+            failures: 0,
+            refusals: 0,
+            short: 0,
+            suspended: None,
+        }
+    }
+
+    /// The process is another one.
+    fn restarted(&mut self) {
+        (self.announced, self.attempt, self.confirm_asked, self.suspended) = (None, None, None, None);
+    }
+
     fn forbidden(&self, now: BootTime) -> bool {
         !self.settings.enabled || self.disabled || self.gave_up || now < self.held_until || now < self.not_before
     }
 
-    fn judge(&mut self, event: &Event, actions: &[Action], now: BootTime) -> Result<(), TestCaseError> {
-        let mut activity = None;
-        let mut cancels = false;
-        match event {
+    fn forbidden_to(&self, order: Order, now: BootTime) -> bool {
+        match order {
+            Order::Idle => self.forbidden(now),
+            Order::Operator => now < self.held_until,
+            Order::Forced => false,
+        }
+    }
+
+    /// Takes note of what the event says by itself; whether it must end an announced sleep.
+    fn listen(&mut self, event: &Event, actions: &[Action], now: BootTime) -> Result<bool, TestCaseError> {
+        let (activity, cancels) = match event {
             Event::Checked {
                 finding: Finding::Busy,
                 last_activity,
                 ..
             } => {
-                activity = Some(last_activity.unwrap_or(now).min(now));
-                cancels = true;
+                self.refusals = 0;
+                (Some(last_activity.unwrap_or(now).min(now)), true)
             }
             Event::Checked {
                 finding: Finding::Quiet,
                 last_activity,
                 ..
             } => {
-                activity = last_activity.map(|at| at.min(now));
-                cancels = activity.is_some_and(|at| self.announced.is_some_and(|began| at > began));
+                let activity = last_activity.map(|at| at.min(now));
+                let by_idle = self.suspended.is_none() && matches!(self.attempt, None | Some(Order::Idle));
+                let after = activity.is_some_and(|at| self.announced.is_some_and(|began| at > began));
+                (activity, by_idle && after)
             }
             Event::Activity { at } => {
-                activity = Some((*at).min(now));
-                cancels = true;
+                self.refusals = 0;
+                (Some((*at).min(now)), true)
             }
-            Event::Reset => {
-                activity = Some(now);
-                cancels = true;
-            }
-            Event::Resumed => {
-                activity = Some(now);
+            Event::Reset => (Some(now), true),
+            Event::Resumed { slept } => {
                 self.not_before = now.after(self.settings.min_awake);
-                self.failures = 0;
-                self.suspended = false;
-                cancels = true;
+                self.refusals = 0;
+                if !self.gave_up_by_failures {
+                    self.failures = 0;
+                }
+                if self.suspended.take().is_some() {
+                    self.short = if *slept < SHORT_SLEEP { self.short + 1 } else { 0 };
+                    let loops = self.short >= WAKE_LOOP_AFTER && !self.disabled && !self.gave_up;
+                    prop_assert_eq!(actions.contains(&Action::GiveUp(GaveUp::WakeLoop)), loops);
+                    self.gave_up |= loops;
+                }
+                (Some(now), true)
             }
-            Event::SuspendFailed if self.suspended => {
-                self.suspended = false;
-                self.failures += 1;
-                self.not_before = now.after(retry_wait(self.failures));
-                let give_up = self.failures >= GIVE_UP_AFTER && !self.disabled && !self.gave_up;
-                prop_assert_eq!(actions.contains(&Action::GiveUp), give_up);
-                self.gave_up |= give_up;
+            Event::SuspendFailed => {
+                if self.attempt.is_some() || self.suspended.is_some() {
+                    self.restarted();
+                    self.failures += 1;
+                    self.not_before = now.after(retry_wait(self.failures));
+                    let give_up = self.failures >= GIVE_UP_AFTER && !self.disabled && !self.gave_up;
+                    prop_assert_eq!(actions.contains(&Action::GiveUp(GaveUp::Failures)), give_up);
+                    self.gave_up |= give_up;
+                    self.gave_up_by_failures |= give_up;
+                }
+                (None, false)
             }
-            Event::SuspendFailed | Event::Deadline => {}
+            Event::Refused => {
+                if self.attempt.is_some() || self.suspended.is_some() {
+                    self.restarted();
+                    self.refusals += 1;
+                    self.not_before = now.after(retry_wait(self.refusals));
+                }
+                (None, false)
+            }
+            Event::Aborted => {
+                if self.attempt.is_some() || self.suspended.is_some() {
+                    self.restarted();
+                    self.not_before = self.not_before.max(now.after(RETRY_FIRST));
+                }
+                (None, false)
+            }
+            Event::Deadline | Event::Prepared | Event::SleepNow(_) => (None, false),
             Event::Disable => {
                 self.disabled = true;
-                cancels = true;
+                self.gave_up_by_failures = false;
+                (None, true)
             }
             Event::Enable => {
-                self.disabled = false;
-                self.gave_up = false;
-                self.failures = 0;
+                (self.disabled, self.gave_up, self.gave_up_by_failures) = (false, false, false);
+                (self.failures, self.short) = (0, 0);
+                (None, false)
             }
             Event::Hold(hold) => {
                 self.held_until = hold.until;
-                cancels = true;
+                (None, true)
             }
-            Event::Release => self.held_until = BootTime::default(),
+            Event::Release => {
+                self.held_until = BootTime::default();
+                (None, false)
+            }
             Event::Settings(settings) => {
                 self.settings = settings.clone();
-                cancels = true;
+                (None, true)
+            }
+        };
+        self.last_activity = self.last_activity.max(activity.unwrap_or_default());
+        Ok(cancels)
+    }
+
+    fn judge(&mut self, event: &Event, actions: &[Action], now: BootTime) -> Result<(), TestCaseError> {
+        let cancels = self.listen(event, actions, now)?;
+        let cancelled = actions.iter().any(|action| matches!(action, Action::Cancel(_)));
+        match self.suspended {
+            Some(true) => prop_assert!(!cancelled, "called off twice"),
+            Some(false) => {
+                prop_assert_eq!(cancelled, cancels, "a suspend under way, by {:?}", event);
+                self.suspended = Some(cancelled);
+            }
+            None => {
+                let stands = self.announced.is_some() || self.attempt.is_some();
+                prop_assert!(!cancels || !stands || cancelled, "not cancelled at once by {:?}", event);
+                prop_assert!(!cancelled || stands, "cancelled what was never announced");
+                if cancelled {
+                    self.restarted();
+                }
             }
         }
-        self.last_activity = self.last_activity.max(activity.unwrap_or_default());
-
-        let cancelled = actions.iter().any(|action| matches!(action, Action::Cancel(_)));
-        if cancels && self.announced.is_some() && !self.suspended {
-            prop_assert!(cancelled, "not cancelled at once by {event:?}");
-        }
-        prop_assert!(
-            !cancelled || self.announced.is_some(),
-            "cancelled what was never announced"
-        );
-        if cancelled {
-            (self.announced, self.confirm_asked) = (None, None);
-        }
-
-        let idle = now.since(self.last_activity);
         for action in actions {
-            match action {
-                Action::Announce { ends } => {
-                    prop_assert!(idle >= self.settings.inactivity_timeout, "announced after {idle:?}");
-                    prop_assert!(!self.forbidden(now), "announced while forbidden");
-                    prop_assert_eq!(*ends, now.after(self.settings.grace_period));
-                    self.announced = Some(now);
-                }
-                Action::Warn { ends } => {
-                    prop_assert_eq!(
-                        Some(*ends),
-                        self.announced.map(|began| began.after(self.settings.grace_period))
-                    );
-                }
-                Action::Confirm => {
-                    let ends = self.announced.map(|began| began.after(self.settings.grace_period));
-                    prop_assert!(ends.is_some_and(|ends| now >= ends), "grace period cut short");
-                    self.confirm_asked = Some(now);
-                }
-                Action::Suspend => {
-                    let Event::Checked {
-                        begun,
-                        finding: Finding::Quiet,
-                        ..
-                    } = event
-                    else {
-                        return Err(TestCaseError::fail(format!("suspend on {event:?}")));
-                    };
-                    prop_assert!(
-                        self.confirm_asked.is_some_and(|asked| *begun >= asked),
-                        "suspend on a stale reading"
-                    );
+            self.allow(*action, event, now)?;
+        }
+        Ok(())
+    }
+
+    fn allow(&mut self, action: Action, event: &Event, now: BootTime) -> Result<(), TestCaseError> {
+        let idle = now.since(self.last_activity);
+        let ends = self.announced.map(|began| began.after(self.settings.grace_period));
+        match action {
+            Action::Announce { ends } => {
+                prop_assert!(idle >= self.settings.inactivity_timeout, "announced after {idle:?}");
+                prop_assert!(!self.forbidden(now), "announced while forbidden");
+                prop_assert_eq!(ends, now.after(self.settings.grace_period));
+                self.announced = Some(now);
+            }
+            Action::Warn { ends: told } => prop_assert_eq!(Some(told), ends),
+            Action::Prepare(Order::Idle) => {
+                prop_assert!(ends.is_some_and(|ends| now >= ends), "grace period cut short");
+                self.attempt = Some(Order::Idle);
+            }
+            Action::Prepare(order) => {
+                prop_assert_eq!(event, &Event::SleepNow(order));
+                prop_assert!(!self.forbidden_to(order, now), "prepared while forbidden");
+                self.attempt = Some(order);
+                self.announced = Some(now);
+            }
+            Action::Confirm => {
+                prop_assert_eq!(event, &Event::Prepared);
+                prop_assert!(self.attempt.is_some());
+                self.confirm_asked = Some(now);
+            }
+            Action::Suspend => {
+                let Event::Checked {
+                    begun,
+                    finding: Finding::Quiet,
+                    ..
+                } = event
+                else {
+                    return Err(TestCaseError::fail(format!("suspend on {event:?}")));
+                };
+                prop_assert!(
+                    self.confirm_asked.is_some_and(|asked| *begun >= asked),
+                    "suspend on a stale reading"
+                );
+                let order = self.attempt.unwrap();
+                prop_assert!(!self.forbidden_to(order, now), "suspend while forbidden");
+                if order == Order::Idle {
                     prop_assert!(self.announced.is_some_and(|began| self.last_activity <= began));
                     prop_assert!(idle >= self.settings.inactivity_timeout, "suspend after {idle:?}");
-                    prop_assert!(!self.forbidden(now), "suspend while forbidden");
-                    (self.announced, self.confirm_asked, self.suspended) = (None, None, true);
                 }
-                Action::Cancel(_) | Action::GiveUp => {}
+                self.restarted();
+                self.suspended = Some(false);
             }
+            Action::Cancel(_) | Action::GiveUp(_) => {}
         }
         Ok(())
     }
@@ -608,18 +871,7 @@ proptest! {
     fn random_walks_are_legal(settings in any_settings(), steps in prop::collection::vec(any_step(), 1..80)) {
         let mut now = START;
         let mut idle = Idle::new(settings.clone(), now);
-        let mut oracle = Oracle {
-            settings,
-            last_activity: now,
-            announced: None,
-            confirm_asked: None,
-            disabled: false,
-            gave_up: false,
-            held_until: BootTime::default(),
-            not_before: BootTime::default(),
-            failures: 0,
-            suspended: false,
-        };
+        let mut oracle = Oracle::new(settings, now);
         for step in steps {
             let ago = |seconds| now.before(Duration::from_secs(seconds));
             let event = match step {
@@ -639,8 +891,12 @@ proptest! {
                     Event::Checked { begun: ago(seconds), finding: Finding::Quiet, last_activity: None }
                 }
                 Step::Activity(seconds) => Event::Activity { at: ago(seconds) },
+                Step::SleepNow(order) => Event::SleepNow(order),
+                Step::Prepared => Event::Prepared,
+                Step::Refused => Event::Refused,
+                Step::Aborted => Event::Aborted,
                 Step::SuspendFailed => Event::SuspendFailed,
-                Step::Resumed => Event::Resumed,
+                Step::Resumed(seconds) => Event::Resumed { slept: Duration::from_secs(seconds) },
                 Step::Disable => Event::Disable,
                 Step::Enable => Event::Enable,
                 Step::Reset => Event::Reset,
@@ -651,7 +907,7 @@ proptest! {
                 Step::Release => Event::Release,
                 Step::Restart => {
                     idle = Idle::restore(idle.settings().clone(), idle.memory().clone(), now);
-                    (oracle.announced, oracle.confirm_asked, oracle.suspended) = (None, None, false);
+                    oracle.restarted();
                     prop_assert_eq!(idle.state(), State::Active);
                     continue;
                 }

@@ -19,6 +19,9 @@ pub const BUS_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest time awake, after the order, without a sign of its end.
 pub const END_DEADLINE: Duration = Duration::from_secs(120);
 
+/// How often [`END_DEADLINE`] is begun again because logind says that it is still at it.
+const MORE: u32 = 10;
+
 /// How often the clocks are looked at while the end is waited for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -46,6 +49,14 @@ pub enum SuspendError {
     /// Another sleep or a shutdown is under way.
     #[error("logind is at it already: {0}")]
     InProgress(String),
+    /// The connection broke before the answer.
+    #[error("{asked}: the system bus went away: {why}")]
+    Broken {
+        /// What was asked.
+        asked: &'static str,
+        /// What is known of it.
+        why: String,
+    },
     /// The bus or logind said no for another reason.
     #[error("{asked}: {why}")]
     Refused {
@@ -130,7 +141,7 @@ impl Logind {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let deadline = time::sleep(limit);
         tokio::pin!(deadline);
-        let (mut listening, mut begun) = (true, false);
+        let (mut listening, mut begun, mut more) = (true, false, MORE);
         loop {
             tokio::select! {
                 signal = next(&mut self.sleeps), if listening => match signal {
@@ -148,7 +159,15 @@ impl Logind {
                         return Sign::Clocks;
                     }
                 }
-                () = &mut deadline => return Sign::Deadline(limit),
+                () = &mut deadline => {
+                    let asked = "reading logind's PreparingForSleep";
+                    let at_it = answered(asked, self.manager.preparing_for_sleep()).await;
+                    if more == 0 || !matches!(at_it, Ok(true)) {
+                        return Sign::Deadline(limit);
+                    }
+                    more -= 1;
+                    deadline.set(time::sleep(limit));
+                }
             }
         }
     }
@@ -196,7 +215,9 @@ fn refusal(asked: &'static str, error: &zbus::Error) -> SuspendError {
         {
             SuspendError::Inhibited(why)
         }
-        _ => SuspendError::Refused { asked, why },
+        zbus::Error::MethodError(..) | zbus::Error::FDO(_) => SuspendError::Refused { asked, why },
+        // The connection broke: whether the call was heard is not known.
+        _ => SuspendError::Broken { asked, why },
     }
 }
 
