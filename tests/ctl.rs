@@ -460,7 +460,7 @@ fn e7_s8_s10_doctor_needs_no_agent_and_says_why_the_host_does_not_sleep() {
             [
                 "fail",
                 "woken_by",
-                "nobody can wake this host; no network port can, so it will not sleep. Fix: ",
+                "nobody can wake this host, so it will not sleep. Fix: ",
             ],
         ] {
             let start = format!("{verdict:8}{check} ");

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support {
+    #[expect(dead_code, reason = "the attempts of `attempt` use more of it")]
     pub(crate) mod fake_login1;
 }
 

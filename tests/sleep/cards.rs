@@ -26,7 +26,8 @@ fn three_cards() {
             },
         );
         agent.start();
-        let doctor = agent.ctl("doctor");
+        // A driver that refuses shows only when it is tried.
+        let doctor = agent.ctl("doctor --arm");
         let words = doctor.text.lines().find(|line| line.contains(card));
         let words = words.unwrap_or_else(|| panic!("nothing about {card}: {}", doctor.text));
         println!("doctor: {}", words.trim());
@@ -47,6 +48,8 @@ fn three_cards() {
             let order = agent.order_ended();
             assert_eq!(order.status, 3, "{}\n{}", order.text, agent.log());
             assert!(order.text.contains(card), "{}", order.text);
+            let verb = if card == LYING { "lies" } else { "refuses" };
+            assert!(words.contains(verb), "{words}");
             assert_eq!(agent.status()["sleep"]["last"]["outcome"], "refused");
             let doctor = agent.ctl("doctor");
             assert!(doctor.text.contains("wake"), "{}", doctor.text);

@@ -1,11 +1,8 @@
 //! Suspends that fail, or only seem to succeed.
 
-use crate::{
-    machine::EBUSY,
-    vm::{
-        bed::bed,
-        installation::{Installation, Settings},
-    },
+use crate::vm::{
+    bed::{EBUSY, bed},
+    installation::{Installation, Settings},
 };
 
 /// All trials of this file.

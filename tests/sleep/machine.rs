@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::vm::bed::{ARMED, Bed, LYING, REFUSING, SOON, bed};
+use crate::vm::bed::{ARMED, Bed, EBUSY, LYING, REFUSING, SOON, bed};
 
 /// All trials of this file.
 pub(crate) const TRIALS: [(&str, fn()); 6] = [
@@ -15,16 +15,6 @@ pub(crate) const TRIALS: [(&str, fn()); 6] = [
 ];
 
 const SECOND: Duration = Duration::from_secs(1);
-
-/// Busy writers and no time to freeze them in.
-pub(crate) const EBUSY: &str = "
-for writer in 1 2 3 4; do
-    while :; do dd if=/dev/zero of=/var/trial/writer-$writer bs=1M count=64 conv=fsync 2>/dev/null; done &
-done
-sleep 1
-echo 0 >/sys/power/pm_freeze_timeout
-wait
-";
 
 /// Whether the wake-on-LAN flag of a card is `g`, and whether its device may wake the machine, as the guest sees it.
 pub(crate) fn wake_on_lan(bed: &mut Bed, interface: &str) -> (bool, String) {

@@ -16,6 +16,7 @@ use std::{
 };
 
 use tempfile::TempDir;
+use tokio::sync::Notify;
 use vmstation_agent::suspend::{Baseline, power::Stats};
 use zbus::{DBusError, connection, object_server::SignalEmitter};
 
@@ -117,6 +118,8 @@ pub(crate) enum Script {
     Lost,
     /// Suspends after this much of a `delay` inhibitor.
     Delayed(Duration),
+    /// Suspends nothing: a `delay` inhibitor is held until [`Machine::let_go`]; then both signals have come.
+    Held,
     /// The kernel fails with EBUSY; both signals come.
     Busy,
     /// The kernel counts a success and no time passes; both signals come.
@@ -148,6 +151,8 @@ pub(crate) struct Machine {
     pub(crate) shutdown: Mutex<(String, u64)>,
     /// `PreparingForSleep`.
     pub(crate) preparing: AtomicBool,
+    /// Ends [`Script::Held`].
+    pub(crate) let_go: Notify,
 }
 
 /// what, who, why, mode, uid, pid
@@ -243,6 +248,7 @@ impl Manager {
             | Script::Doubled
             | Script::Lost
             | Script::Delayed(_)
+            | Script::Held
             | Script::Busy
             | Script::Fake
             | Script::StaleEnd => {
@@ -280,6 +286,7 @@ async fn play(script: Script, machine: Arc<Machine>, emitter: SignalEmitter<'sta
             tokio::time::sleep(by).await;
             machine.sleep();
         }
+        Script::Held => machine.let_go.notified().await,
         _ => machine.sleep(),
     }
     tell(false, times).await;

@@ -1,4 +1,4 @@
-//! The second guest of `cargo xtask vm-test`: it really suspends, and the suite `sleep`, which runs on this machine, drives it.
+//! The guests of `cargo xtask vm-test` that really suspend: each is driven by a suite that runs on this machine.
 //!
 //! Carries the programs, the unit and a root shell on a virtio port into the guest, and tells the suite by one variable where to reach
 //! it. What is done with it is the suite's business. Ends both, whatever happens.
@@ -10,7 +10,7 @@ use std::{
     io::{BufRead, BufReader},
     net::TcpListener,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -29,8 +29,8 @@ use crate::{
     workspace::Workspace,
 };
 
-/// Name of the suite.
-pub(crate) const SUITE: &str = "sleep";
+/// Names of the suites. Each has a guest of its own: they take as long as all others together.
+pub(crate) const SUITES: [&str; 2] = ["sleep", "abort"];
 /// Tells the suite where the guest is.
 const VARIABLE: &str = "VMSTATION_SLEEP_GUEST";
 
@@ -66,7 +66,7 @@ pub(crate) fn run(
     deadline: Duration,
 ) -> Result<(Tally, Vec<String>)> {
     let since = Stopwatch::start();
-    let folder = workspace.target.join("vm/sleep");
+    let folder = workspace.target.join("vm").join(&suite.name);
     let disk = payload(workspace, suite, &folder)?;
     let sockets = Sockets::new()?;
     let controls = Controls {
@@ -102,7 +102,12 @@ pub(crate) fn run(
         let left = deadline.saturating_sub(since.elapsed());
         let transcript = follow(suite, filter, &description, left)?;
         tally += transcript.tally;
-        failures.extend(transcript.failures.into_iter().map(|test| format!("{SUITE}: {test}")));
+        failures.extend(
+            transcript
+                .failures
+                .into_iter()
+                .map(|test| format!("{}: {test}", suite.name)),
+        );
     }
     if let Some(how) = running.ended()? {
         println!(
@@ -114,7 +119,7 @@ pub(crate) fn run(
             step::tail(&guest.console)
         );
     }
-    println!("{SUITE} | the guest ran for {} s", running.age().as_secs());
+    println!("{} | the guest ran for {} s", suite.name, running.age().as_secs());
     Ok((tally, failures))
 }
 
@@ -123,13 +128,21 @@ fn payload(workspace: &Workspace, suite: &Suite, folder: &Path) -> Result<PathBu
     let staging = folder.join("payload");
     let mut payload = Payload::new(&staging)?;
     for program in ["vmstation-autosleep", "vmstation-autosleep-ctl"] {
-        payload.copy(&suite.profile()?.join(program), Path::new("bin").join(program))?;
+        let to = Path::new("bin").join(program);
+        payload.copy(&suite.profile()?.join(program), &to)?;
+        // The guest copies them with an emulated CPU: what only a debugger reads would take it longer than all the rest.
+        step::run(
+            workspace,
+            &format!("vm-{}-strip", suite.name),
+            &format!("stripping {program}"),
+            Command::new("strip").arg(staging.join(to)),
+        )?;
     }
     payload.copy_files(&workspace.root.join("systemd"), "systemd")?;
     payload.script("channel", CHANNEL)?;
     payload.script("run", RUN)?;
     let disk = folder.join("payload.ext4");
-    image::payload(workspace, "vm-sleep-payload", &staging, &disk)?;
+    image::payload(workspace, &format!("vm-{}-payload", suite.name), &staging, &disk)?;
     Ok(disk)
 }
 
@@ -156,9 +169,9 @@ fn follow(suite: &Suite, filter: &str, description: &OsString, left: Duration) -
     let input = child.stdin.take();
     let mut transcript = Transcript::default();
     std::thread::scope(|scope| {
-        scope.spawn(|| lines(errors, |line| println!("{SUITE} | {line}")));
+        scope.spawn(|| lines(errors, |line| println!("{} | {line}", suite.name)));
         lines(output, |line| {
-            println!("{SUITE} | {line}");
+            println!("{} | {line}", suite.name);
             transcript.line(line);
         });
     });

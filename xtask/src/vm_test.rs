@@ -1,7 +1,7 @@
-//! `cargo xtask vm-test`: the kernel tests on another kernel, in a guest; and what only a machine that suspends can show, in another.
+//! `cargo xtask vm-test`: the kernel tests on another kernel, in a guest; and what only a machine that suspends can show, in two more.
 //!
 //! The first guest runs the same executables as `cargo xtask test` and reports through a serial port; a report without its end counts as
-//! a failure. The second one is driven from here ([`crate::sleep_guest`]). Both run at the same time.
+//! a failure. The others are driven from here ([`crate::sleep_guest`]). All run at the same time.
 
 use std::{
     fmt::Write as _,
@@ -42,8 +42,9 @@ const END: &str = "@@ end";
 /// Runs the tests that need another kernel, or a machine that suspends, in Debian 12 guests with kernel 6.1.
 ///
 /// Boots a guest under qemu (emulated, so it needs no /dev/kvm), starts the suites `kernel`, `ssh` and `agent` in it as root, and prints
-/// what they print. At the same time it boots a second one, which really suspends, and runs the suite `sleep` on this machine, as the user
-/// who calls: it installs the agent in that guest and drives it through qemu; its lines begin with `sleep |`. The last line is the sum.
+/// what they print. At the same time it boots two more, which really suspend, and runs the suites `sleep` and `abort` on this machine, as
+/// the user who calls: each installs the agent in its guest and drives it through qemu; its lines begin with its name. The last line is the
+/// sum.
 ///
 /// The guests' network cards are connected to nothing but ports of this machine's loopback. The guest is made once with
 /// debootstrap, from the mirror apt is configured with, and kept in target/vm/root until its recipe changes: only that step needs root.
@@ -54,7 +55,7 @@ pub(crate) struct Arguments {
     /// Run only tests whose name contains one of these
     filters: Vec<String>,
     /// Minutes after which the guests are killed and everything unfinished counts as failed
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=600))]
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
     deadline: u64,
 }
 
@@ -72,39 +73,42 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
         .filter(wanted)
         .cloned()
         .collect();
-    let driven = suites
+    let driven: Vec<&Suite> = suites
         .iter()
-        .find(|suite| suite.name == sleep_guest::SUITE)
-        .filter(wanted);
-    if inside.is_empty() && driven.is_none() {
+        .filter(|suite| sleep_guest::SUITES.contains(&suite.name.as_str()))
+        .filter(wanted)
+        .collect();
+    if inside.is_empty() && driven.is_empty() {
         bail!("no test of the guests has a name like that");
     }
     let root = image::root(workspace)?;
     let deadline = Duration::from_secs(arguments.deadline * 60);
-    let (first, second) = thread::scope(|scope| {
-        let second = driven.map(|suite| {
-            let root = &root;
-            scope.spawn(move || sleep_guest::run(workspace, root, suite, &arguments.filters, deadline))
-        });
+    let outcomes = thread::scope(|scope| {
+        let others: Vec<_> = driven
+            .into_iter()
+            .map(|suite| {
+                let root = &root;
+                scope.spawn(move || sleep_guest::run(workspace, root, suite, &arguments.filters, deadline))
+            })
+            .collect();
         let first = if inside.is_empty() {
             Ok((Tally::default(), vec![]))
         } else {
             in_guest(workspace, &root, &inside, &arguments.filters, deadline)
         };
-        let second = second.map_or_else(
-            || Ok((Tally::default(), vec![])),
-            |thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|_| bail!("the sleep guest's thread panicked"))
-            },
-        );
-        (first, second)
+        let others = others.into_iter().map(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|_| bail!("the thread of a guest that sleeps panicked"))
+        });
+        [first].into_iter().chain(others).collect::<Vec<_>>()
     });
-    let (mut tally, mut failures) = first?;
-    let (of_second, failures_of_second) = second?;
-    tally += of_second;
-    failures.extend(failures_of_second);
+    let (mut tally, mut failures) = (Tally::default(), Vec::new());
+    for outcome in outcomes {
+        let (of_guest, failures_of_guest) = outcome?;
+        tally += of_guest;
+        failures.extend(failures_of_guest);
+    }
     for failure in &failures {
         println!("failed: {failure}");
     }
@@ -232,13 +236,21 @@ fn run_script(suites: &[Suite], filters: &[String]) -> Result<String> {
     Ok(script)
 }
 
+/// Beginnings of the names of tests that no kernel changes: files, configuration, HTTP. An emulated CPU takes long for them.
+const SAME_ON_ANY_KERNEL: &str =
+    "--skip f2_ --skip f3_ --skip f4_ --skip f5_ --skip h5_ --skip notify_test --skip hold_and_disable";
+
 fn write_run(script: &mut String, suite: &Suite, filter: &str) -> Result<()> {
     let file = suite.executable.file_name().context("a test without a name")?.display();
     let name = &suite.name;
-    let filter = filter.replace('\'', r"'\''");
+    let which = if filter.is_empty() {
+        SAME_ON_ANY_KERNEL.to_owned()
+    } else {
+        format!("'{}'", filter.replace('\'', r"'\''"))
+    };
     writeln!(
         script,
-        "echo '{SUITE}{name}'\ntarget/debug/deps/{file} --color=never '{filter}'\necho \"{EXIT}$?\""
+        "echo '{SUITE}{name}'\ntarget/debug/deps/{file} --color=never {which}\necho \"{EXIT}$?\""
     )?;
     Ok(())
 }

@@ -27,6 +27,16 @@ pub(crate) const ARMED: &str = "ens-armed";
 pub(crate) const LYING: &str = "ens-lying";
 pub(crate) const REFUSING: &str = "ens-refusing";
 
+/// Busy writers and no time to freeze them in.
+pub(crate) const EBUSY: &str = "
+for writer in 1 2 3 4; do
+    while :; do dd if=/dev/zero of=/var/trial/writer-$writer bs=1M count=64 conv=fsync 2>/dev/null; done &
+done
+sleep 1
+echo 0 >/sys/power/pm_freeze_timeout
+wait
+";
+
 /// Names the cards, gives the one that has a cable its address and lets root log in with a key.
 const PREPARE: &str = r#"set -e
 systemctl --quiet reset-failed

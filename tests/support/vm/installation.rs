@@ -60,7 +60,7 @@ impl<'a> Installation<'a> {
         let payload = bed.payload.clone();
         bed.channel.ask(&format!(
             "set -e\n\
-             install -m 755 {payload}/bin/* /usr/local/bin/\n\
+             test -e /usr/local/bin/vmstation-autosleep || install -m 755 {payload}/bin/* /usr/local/bin/\n\
              install -D -m 644 -t /etc/systemd/system {payload}/systemd/*.service\n\
              mkdir -p /opt/vmstation/power/pre-sleep.d /opt/vmstation/power/post-wake.d\n\
              for wrapper in {payload}/systemd/*.sh; do\n\

@@ -1,0 +1,45 @@
+//! Sleeps that do not come about, or in which the agent dies: a guest of `cargo xtask vm-test` as that of `sleep.rs`, but one of its own.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "sleep/awake.rs"]
+mod awake;
+#[path = "sleep/crashes.rs"]
+mod crashes;
+#[path = "sleep/failures.rs"]
+mod failures;
+#[path = "support/vm/mod.rs"]
+#[expect(dead_code, reason = "the other suite with a guest uses the rest")]
+mod vm;
+#[path = "support/wait.rs"]
+mod wait;
+
+use libtest_mimic::{Arguments, Trial};
+use vm::bed;
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let missing = bed::missing();
+    let trials = awake::TRIALS
+        .iter()
+        .chain(&failures::TRIALS)
+        .chain(&crashes::TRIALS)
+        .map(|(name, test)| {
+            let trial = Trial::test(*name, move || {
+                test();
+                Ok(())
+            });
+            match missing {
+                None => trial,
+                Some(why) => trial.with_kind(why).with_ignored_flag(true),
+            }
+        })
+        .collect();
+    libtest_mimic::run(
+        &Arguments {
+            test_threads: Some(1),
+            ..arguments
+        },
+        trials,
+    )
+    .exit();
+}
