@@ -5,8 +5,16 @@
 //! this binary runs itself again. `cargo bench --bench figures -- packets` runs one section and leaves the written results alone.
 
 mod agents;
+mod attempt;
 mod auto;
 mod bodies;
+#[path = "../../tests/support/fake_login1.rs"]
+#[expect(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "shared with the tests, which use more of it"
+)]
+mod fake_login1;
 mod figure;
 mod kernel;
 mod latency;
@@ -18,6 +26,13 @@ mod measure;
     reason = "shared with the tests, which use more of it"
 )]
 mod netns;
+#[path = "../../tests/attempt/node.rs"]
+#[expect(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "shared with the tests, which use more of it"
+)]
+mod node;
 mod packets;
 mod report;
 mod scheduler;
@@ -38,7 +53,7 @@ use figure::Figure;
 /// Names the section that this process is to measure.
 const ROLE: &str = "VMSTATION_BENCH";
 
-const SECTIONS: [&str; 6] = ["scheduler", "packets", "bodies", "auto", "latency", "agents"];
+const SECTIONS: [&str; 7] = ["scheduler", "packets", "bodies", "auto", "latency", "attempt", "agents"];
 
 fn main() -> ExitCode {
     let outcome = match env::var(ROLE) {
@@ -157,6 +172,7 @@ fn measure(section: &str) -> Result<()> {
         "bodies" => bodies::figures()?,
         "auto" => auto::figures()?,
         "latency" => latency::figures()?,
+        "attempt" => attempt::figures()?,
         "agents" => agents::figures()?,
         other => anyhow::bail!("there is no section {other}"),
     };

@@ -26,6 +26,7 @@ fn title(section: &str) -> &str {
         "bodies" => "The programs themselves (BPF_ENABLE_STATS, less an empty program)",
         "auto" => "`auto` on a saturated host",
         "latency" => "From the kernel to the agent",
+        "attempt" => "From the decision to sleep to the order to suspend",
         "agents" => "Whole agents, side by side",
         other => other,
     }
