@@ -18,10 +18,19 @@ pub(crate) fn wait_until(within: Duration, mut done: impl FnMut() -> bool) -> bo
     }
 }
 
-/// Like [`wait_until`], with a result; panics with the last reason why not.
+/// How much longer things may take with an emulated CPU, which may have to share a real one with two more.
+fn patience() -> u32 {
+    if std::env::var_os("VMSTATION_GUEST").is_some() {
+        5
+    } else {
+        1
+    }
+}
+
+/// Like [`wait_until`], with a result and more patience in a guest; panics with the last reason why not.
 pub(crate) fn eventually<T>(what: &str, within: Duration, mut attempt: impl FnMut() -> Result<T, String>) -> T {
     let mut last = Err(String::new());
-    wait_until(within, || {
+    wait_until(patience() * within, || {
         last = attempt();
         last.is_ok()
     });
