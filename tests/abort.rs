@@ -13,33 +13,6 @@ mod vm;
 #[path = "support/wait.rs"]
 mod wait;
 
-use libtest_mimic::{Arguments, Trial};
-use vm::bed;
-
 fn main() {
-    let arguments = Arguments::from_args();
-    let missing = bed::missing();
-    let trials = awake::TRIALS
-        .iter()
-        .chain(&failures::TRIALS)
-        .chain(&crashes::TRIALS)
-        .map(|(name, test)| {
-            let trial = Trial::test(*name, move || {
-                test();
-                Ok(())
-            });
-            match missing {
-                None => trial,
-                Some(why) => trial.with_kind(why).with_ignored_flag(true),
-            }
-        })
-        .collect();
-    libtest_mimic::run(
-        &Arguments {
-            test_threads: Some(1),
-            ..arguments
-        },
-        trials,
-    )
-    .exit();
+    vm::run(awake::TRIALS.iter().chain(&failures::TRIALS).chain(&crashes::TRIALS));
 }

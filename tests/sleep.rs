@@ -18,35 +18,8 @@ mod wait;
 #[path = "sleep/waking.rs"]
 mod waking;
 
-use libtest_mimic::{Arguments, Trial};
-use vm::bed;
-
 fn main() {
-    let arguments = Arguments::from_args();
-    let missing = bed::missing();
     // The machine itself first: what is wrong with that is wrong with everything.
-    let trials = machine::TRIALS
-        .iter()
-        .chain(&asleep::TRIALS)
-        .chain(&cards::TRIALS)
-        .chain(&waking::TRIALS)
-        .map(|(name, test)| {
-            let trial = Trial::test(*name, move || {
-                test();
-                Ok(())
-            });
-            match missing {
-                None => trial,
-                Some(why) => trial.with_kind(why).with_ignored_flag(true),
-            }
-        })
-        .collect();
-    libtest_mimic::run(
-        &Arguments {
-            test_threads: Some(1),
-            ..arguments
-        },
-        trials,
-    )
-    .exit();
+    let trials = machine::TRIALS.iter().chain(&asleep::TRIALS);
+    vm::run(trials.chain(&cards::TRIALS).chain(&waking::TRIALS));
 }

@@ -2,7 +2,7 @@
 //!
 //! Pure. Every place that shows foreign text to people goes through [`printable`]; JSON output does not need it.
 
-use std::{borrow::Cow, fmt::Write as _};
+use std::{borrow::Cow, error::Error, fmt::Write as _};
 
 /// `text` with everything escaped that could drive a terminal, start a line or reorder what is read: control characters, line
 /// separators and bidirectional overrides become `\n`, `\u{1b}` and the like. Printable text is returned as it is.
@@ -19,6 +19,20 @@ pub fn printable(text: &str) -> Cow<'_, str> {
         }
     }
     Cow::Owned(safe)
+}
+
+/// An error and its causes, each after a colon; a cause that is in the text already is not repeated.
+pub fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// Control characters (C0, DEL, C1), Unicode line and paragraph separators, and the bidirectional controls of UAX #9.

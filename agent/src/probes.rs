@@ -40,6 +40,7 @@ use crate::{
     counters::{CpuTotals, Interface, NetTotals},
     edges::{Budget, Edge},
     memory,
+    printable::with_causes,
 };
 use edge::Edges;
 use kernel_types::{KernelTypes, KernelTypesError};
@@ -524,18 +525,10 @@ fn reason(attempted: &str, error: &dyn Error) -> String {
     format!("{attempted}: {}", chain(error))
 }
 
-/// A cause whose text its consequence already contains is not repeated. A verifier's log is cut to its end, where the refusal is.
+/// In one line. A verifier's log is cut to its end, where the refusal is.
 fn chain(error: &dyn Error) -> String {
     const MOST: usize = 400;
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
+    let text = with_causes(error);
     let words: Vec<_> = text.split_whitespace().collect();
     let line = words.join(" ");
     let line = line.strip_suffix(". Verifier output:").unwrap_or(&line);

@@ -1,7 +1,6 @@
 //! Gathers the facts: files, ioctls, one question to the agent and one to logind, each with a deadline. Judges nothing.
 
 use std::{
-    error::Error,
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -20,6 +19,7 @@ use crate::{
     cgroups,
     config::{LoadError, Loaded, Policy},
     control::{self, Request, Response},
+    printable::with_causes,
     suspend::fallback,
     wol::{self, Modes, Port},
 };
@@ -214,20 +214,6 @@ fn state_folder(folder: &Path) -> StateFolder {
 
 fn line(path: &Path) -> io::Result<String> {
     Ok(fs::read_to_string(path)?.trim().to_owned())
-}
-
-/// An error and its causes in one line; a cause that is in the text already is not repeated.
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

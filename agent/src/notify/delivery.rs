@@ -23,7 +23,7 @@ use super::message::Message;
 use crate::{
     clock::BootTime,
     config::{NotificationMethod, url_host},
-    printable::printable,
+    printable::{printable, with_causes},
 };
 
 /// Longest time of a delivery: name, connection, TLS, answer and its body. Below 5 s, so that who waits for its outcome hears of it.
@@ -167,7 +167,7 @@ async fn post(host: &str, uri: &Uri, body: Bytes) -> Result<StatusCode, Delivery
         sleep(RETRY_AFTER).await;
         answer = client.request(request()?).await;
     }
-    let answer = answer.map_err(|error| unreachable(in_words(&error)))?;
+    let answer = answer.map_err(|error| unreachable(with_causes(&error)))?;
     let status = answer.status();
     read_some(answer.into_body()).await;
     Ok(status)
@@ -232,18 +232,4 @@ fn is_about_tls(error: &(dyn Error + 'static)) -> bool {
     error.is::<rustls::Error>()
         || wrapped.is_some_and(|wrapped| is_about_tls(wrapped))
         || error.source().is_some_and(is_about_tls)
-}
-
-/// An error and its causes.
-fn in_words(error: &dyn Error) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !words.ends_with(&said) {
-            words = format!("{words}: {said}");
-        }
-        cause = error.source();
-    }
-    words
 }

@@ -3,7 +3,6 @@
 //! In a dry run it looks and says, and changes nothing.
 
 use std::{
-    error::Error,
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
@@ -24,6 +23,7 @@ use crate::{
     hooks::{self, KEPT_OUTPUT, Limits},
     inhibit::{self, PackageLocks},
     journal::{Journal, Record},
+    printable::with_causes,
     suspend::{
         Baseline, Ended, Logind, SuspendError, fallback,
         logind::END_DEADLINE,
@@ -115,7 +115,7 @@ impl Host {
         if self.logind.is_none() {
             match self.connect().await {
                 Ok(logind) => self.logind = Some(logind),
-                Err(error) => objections.push(in_words(&error)),
+                Err(error) => objections.push(with_causes(&error)),
             }
         }
         if let Some(logind) = &self.logind {
@@ -166,7 +166,7 @@ impl Host {
         };
         let ports = match ports {
             Ok(Ok(ports)) => ports,
-            Ok(Err(error)) => return self.without_cards(&in_words(&error)),
+            Ok(Err(error)) => return self.without_cards(&with_causes(&error)),
             Err(error) => return self.without_cards(&error.to_string()),
         };
         let wakes = |port: &wol::Port| port.wakes() || (!arm && arms && port.would_wake_if_armed());
@@ -286,9 +286,9 @@ impl Host {
             // Without an answer it may come all the same.
             Ok(()) | Err(SuspendError::Silent { .. } | SuspendError::Broken { .. }) => {}
             Err(error @ (SuspendError::Inhibited(_) | SuspendError::InProgress(_))) => {
-                return Went::Refused(in_words(&error));
+                return Went::Refused(with_causes(&error));
             }
-            Err(error) => return Went::Failed(in_words(&error)),
+            Err(error) => return Went::Failed(with_causes(&error)),
         }
         let power = &self.power;
         match logind.ended(&before, || Baseline::take(power), END_DEADLINE).await {
@@ -452,15 +452,4 @@ fn written(journal: &Journal, record: &Record) -> Went {
         Ok(()) => Went::Well,
         Err(error) => Went::Refused(format!("the journal of the attempt cannot be written: {error}")),
     }
-}
-
-/// An error and its causes, in one line.
-fn in_words(error: &impl Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
