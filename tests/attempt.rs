@@ -24,7 +24,7 @@ use tokio::runtime;
 /// Ends a trial that hangs.
 const LIMIT: Duration = Duration::from_secs(180);
 
-const TRIALS: [(&str, fn()); 34] = [
+const TRIALS: [(&str, fn()); 35] = [
     ("f1_kill_9_at_each_step_leaves_nothing", killed::at_each_step),
     (
         "f1_kill_9_at_each_step_gives_an_alarm_back",
@@ -56,6 +56,10 @@ const TRIALS: [(&str, fn()); 34] = [
     (
         "s1_a_call_during_the_suspend_raises_the_veto",
         called_off::during_the_suspend,
+    ),
+    (
+        "s1_a_login_ends_a_suspend_before_the_agent_hears_of_it",
+        called_off::by_a_login_nobody_has_heard_of,
     ),
     ("s1_each_step_is_done_in_order_and_undone_last_first", steps::in_order),
     ("s1_no_other_sleep_state_may_follow", refused::as_systemd_would_try_more),

@@ -378,7 +378,11 @@ impl Driver {
     }
 
     fn ssh_records(&mut self, now: BootTime) {
-        match self.sensors.ssh_records() {
+        let Some(noticed) = self.sensors.ssh_records() else {
+            return;
+        };
+        self.give_way_to_ssh();
+        match noticed {
             // A session in which nothing is started (`ssh -N`) brings no further record.
             Noticed::Nothing if self.sensors.ssh_undecided() => {
                 self.next_sample = self.next_sample.min(now.after(SSH_SOON));

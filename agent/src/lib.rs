@@ -22,6 +22,7 @@ pub mod inhibit;
 pub mod interfaces;
 pub mod journal;
 pub mod keeper;
+pub mod knocks;
 pub mod kubepods;
 pub mod lock;
 pub mod memory;

@@ -3,11 +3,7 @@
 //!
 //! Owns the probes and the SSH session tracker. Never judges what it reads.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    os::fd::BorrowedFd,
-    time::Duration,
-};
+use std::{collections::BTreeMap, os::fd::BorrowedFd};
 
 use agent_ebpf::SshRecordKind;
 
@@ -17,6 +13,7 @@ use crate::{
     counters::{Counters, CpuTotals, Interface, NetReading, Program, Reading, Source, SshSeen, Twofold},
     edges::{Budget, Edge},
     interfaces,
+    knocks::Knocks,
     kubepods::{self, PodTraffic},
     pods::Pods,
     probes::{Cost, Family, Probes},
@@ -25,11 +22,6 @@ use crate::{
 };
 
 const FAMILIES: [Family; 3] = [Family::Net, Family::Ssh, Family::Sched];
-
-/// So many connections in a minute are guesses at passwords (fault X1), not somebody who logs in.
-const KNOCKS: usize = 8;
-/// Longest time that somebody who logs in takes; after that the connection only hangs.
-const LOGIN_TAKES: Duration = Duration::from_secs(30);
 
 /// The sensors of this host.
 pub struct Sensors {
@@ -48,8 +40,7 @@ pub struct Sensors {
     left_out: BTreeMap<String, String>,
     /// Somebody had detached the programs from an interface since the last reading.
     disturbed: bool,
-    /// When the last SSH connections were opened, at most [`KNOCKS`].
-    knocks: VecDeque<BootTime>,
+    knocks: Knocks,
 }
 
 impl Sensors {
@@ -69,7 +60,7 @@ impl Sensors {
             blind: None,
             left_out: BTreeMap::new(),
             disturbed: false,
-            knocks: VecDeque::with_capacity(KNOCKS),
+            knocks: Knocks::default(),
         };
         for family in FAMILIES {
             if let Err(why) = sensors.probes.state(family) {
@@ -208,12 +199,10 @@ impl Sensors {
         self.sessions.as_ref().and_then(Sessions::logind_fd)
     }
 
-    /// Takes the kernel's records of SSH connections; the most important thing they brought.
-    pub fn ssh_records(&mut self) -> Noticed {
-        let Some(sessions) = &mut self.sessions else {
-            return Noticed::Nothing;
-        };
-        let mut noticed = Noticed::Nothing;
+    /// Takes the kernel's records of SSH connections; the most important thing they brought. `None`: there were none.
+    pub fn ssh_records(&mut self) -> Option<Noticed> {
+        let sessions = self.sessions.as_mut()?;
+        let mut noticed = None;
         loop {
             let records = self.probes.ssh_records();
             if records.is_empty() {
@@ -222,13 +211,12 @@ impl Sensors {
             let now = BootTime::now();
             for record in records {
                 if record.kind == SshRecordKind::Opened as u32 {
-                    self.knocks.truncate(KNOCKS - 1);
-                    self.knocks.push_front(now);
+                    self.knocks.knock(now);
                 }
                 noticed = match (noticed, sessions.record(&record, now)) {
-                    (Noticed::Login, _) | (_, Noticed::Login) => Noticed::Login,
-                    (Noticed::Ended, _) | (_, Noticed::Ended) => Noticed::Ended,
-                    (Noticed::Nothing, Noticed::Nothing) => Noticed::Nothing,
+                    (Some(Noticed::Login), _) | (_, Noticed::Login) => Some(Noticed::Login),
+                    (Some(Noticed::Ended), _) | (_, Noticed::Ended) => Some(Noticed::Ended),
+                    (None | Some(Noticed::Nothing), Noticed::Nothing) => Some(Noticed::Nothing),
                 };
             }
         }
@@ -262,13 +250,25 @@ impl Sensors {
         self.probes.edge_records()
     }
 
-    /// Whether somebody may be logging in at this moment: a connection was opened just now, nothing is proved of it, and it is not one of
-    /// many. Without the SSH program nothing is known of that.
-    pub fn login_begins(&self, now: BootTime) -> bool {
-        let within = |knock: Option<&BootTime>, time| knock.is_some_and(|knock| now.since(*knock) < time);
-        self.ssh_undecided()
-            && within(self.knocks.front(), LOGIN_TAKES)
-            && !within(self.knocks.get(KNOCKS - 1), Duration::from_secs(60))
+    /// Whether somebody may be logging in at this moment: nothing is proved of a connection. Without the SSH program nothing is known of
+    /// that.
+    pub fn login_begins(&mut self, now: BootTime) -> bool {
+        self.ssh_undecided() && self.knocks().may_be_login(now)
+    }
+
+    /// As [`Self::ssh_fd`], unless passwords are being guessed: what becomes readable says that somebody may be logging in.
+    pub fn login_fd(&mut self, now: BootTime) -> Option<BorrowedFd<'_>> {
+        if self.knocks().are_guesses(now) {
+            return None;
+        }
+        self.ssh_fd()
+    }
+
+    fn knocks(&mut self) -> &Knocks {
+        if let Some(sessions) = &self.sessions {
+            self.knocks.logins(sessions.logins());
+        }
+        &self.knocks
     }
 
     /// Whether a connection may become a session without the kernel saying so.

@@ -128,6 +128,11 @@ impl Sessions {
         self.logind.as_ref().map(AsFd::as_fd)
     }
 
+    /// How many logins were noticed since this was made.
+    pub const fn logins(&self) -> u64 {
+        self.tracker.logins
+    }
+
     /// Whether a connection may become a session without any record: refresh again within a second.
     pub fn undecided(&self) -> bool {
         self.tracker.undecided()

@@ -8,7 +8,12 @@
 
 mod host;
 
-use std::{fmt::Write as _, future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt::Write as _,
+    future::Future,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -19,6 +24,9 @@ use crate::{
     journal::{Journal, Record},
     suspend::{SUSPENDED, suspended_so_far, veto::Veto},
 };
+
+/// Why an attempt is called off of which SSH connections ended the suspend.
+pub const SSH_MOVED: &str = "somebody connects by SSH";
 
 /// What an attempt touches outside the agent.
 pub trait Outside: Send {
@@ -33,7 +41,7 @@ pub trait Outside: Send {
         async {}
     }
 
-    /// Stops a suspend that is under way, if the kernel still can.
+    /// Stops a suspend that is under way, if the kernel still can; there from [`Step::Handshake`] on.
     fn veto(&self) -> Option<Arc<Veto>>;
 
     /// What woke the host, once it slept.
@@ -89,9 +97,29 @@ impl Report {
 #[derive(Clone, Debug)]
 pub struct Handle {
     call_off: watch::Sender<Option<String>>,
+    veto: VetoSlot,
+}
+
+/// Where the attempt puts its veto once the suspend is ordered.
+type VetoSlot = Arc<OnceLock<Arc<Veto>>>;
+
+/// What the attempt hears of its handle.
+struct Orders {
+    call_off: watch::Receiver<Option<String>>,
+    veto: VetoSlot,
 }
 
 impl Handle {
+    fn new() -> (Self, Orders) {
+        let (call_off, heard) = watch::channel(None);
+        let veto = VetoSlot::default();
+        let orders = Orders {
+            call_off: heard,
+            veto: Arc::clone(&veto),
+        };
+        (Self { call_off, veto }, orders)
+    }
+
     /// Ends the attempt as soon as possible; the first reason counts. [`Progress::Ended`] comes when everything is undone.
     pub fn call_off(&self, why: String) {
         self.call_off.send_if_modified(|slot| {
@@ -99,6 +127,12 @@ impl Handle {
             slot.get_or_insert(why);
             first
         });
+        // Not left to the attempt's task: what the driver does next takes time.
+        if let Some(veto) = self.veto.get()
+            && let Err(error) = veto.raise()
+        {
+            tracing::warn!(%error, "the suspend may come nevertheless");
+        }
     }
 }
 
@@ -110,7 +144,7 @@ pub fn start<O: Outside + 'static>(
     boot_id: String,
     progress: mpsc::Sender<Progress>,
 ) -> Handle {
-    let (call_off, orders) = watch::channel(None);
+    let (handle, orders) = Handle::new();
     let (attempt, first) = Attempt::begin(plan);
     let record = Record {
         boot_id,
@@ -121,7 +155,7 @@ pub fn start<O: Outside + 'static>(
         alarm: None,
     };
     tokio::spawn(Sleeper::new(outside, journal, record, orders, progress).run(attempt, first));
-    Handle { call_off }
+    handle
 }
 
 /// Undoes what a process left that died in an attempt.
@@ -132,7 +166,7 @@ pub fn recover<O: Outside + 'static>(
     boot_id: &str,
     progress: mpsc::Sender<Progress>,
 ) -> Handle {
-    let (call_off, orders) = watch::channel(None);
+    let (handle, orders) = Handle::new();
     if record.boot_id != boot_id {
         // The boot has undone the rest.
         record.begun.retain(|step| matches!(step, Step::Leave | Step::Alarm));
@@ -143,7 +177,7 @@ pub fn recover<O: Outside + 'static>(
         sleeper.outside.settle(&sleeper.record).await;
         sleeper.run(attempt, first).await;
     });
-    Handle { call_off }
+    handle
 }
 
 struct Sleeper<O> {
@@ -151,6 +185,7 @@ struct Sleeper<O> {
     journal: Journal,
     record: Record,
     orders: watch::Receiver<Option<String>>,
+    veto: VetoSlot,
     progress: mpsc::Sender<Progress>,
     steps: Vec<(Step, Duration)>,
     confirmed: Option<BootTime>,
@@ -159,18 +194,13 @@ struct Sleeper<O> {
 }
 
 impl<O: Outside> Sleeper<O> {
-    fn new(
-        outside: O,
-        journal: Journal,
-        record: Record,
-        orders: watch::Receiver<Option<String>>,
-        progress: mpsc::Sender<Progress>,
-    ) -> Self {
+    fn new(outside: O, journal: Journal, record: Record, orders: Orders, progress: mpsc::Sender<Progress>) -> Self {
         Self {
             outside,
             journal,
             record,
-            orders,
+            orders: orders.call_off,
+            veto: orders.veto,
             progress,
             steps: Vec::new(),
             confirmed: None,
@@ -248,12 +278,17 @@ impl<O: Outside> Sleeper<O> {
                 unless_called_off(&mut self.orders, attempt, performed).await
             }
             // These take milliseconds, and half of one could not be undone.
-            Step::Objections
-            | Step::LastObjections
-            | Step::WakeOnLan
-            | Step::Alarm
-            | Step::WakeupCount
-            | Step::Handshake => self.outside.perform(step, &self.journal, &mut self.record).await,
+            Step::Objections | Step::LastObjections | Step::WakeOnLan | Step::Alarm | Step::WakeupCount => {
+                self.outside.perform(step, &self.journal, &mut self.record).await
+            }
+            Step::Handshake => {
+                let went = self.outside.perform(step, &self.journal, &mut self.record).await;
+                let veto = self.outside.veto();
+                if went != Went::Well && veto.is_some_and(|veto| veto.is_raised().unwrap_or(false)) {
+                    attempt.call_off(SSH_MOVED.into());
+                }
+                went
+            }
         };
         self.steps.push((step, BootTime::now().since(began)));
         went
@@ -271,26 +306,28 @@ impl<O: Outside> Sleeper<O> {
         }
         self.window = self.confirmed.map(|since| BootTime::now().since(since));
         let veto = self.outside.veto();
+        if let Some(veto) = &veto {
+            // An attempt suspends once.
+            let _first = self.veto.set(Arc::clone(veto));
+        }
         let mut suspended = Box::pin(self.outside.perform(Step::Suspend, &self.journal, &mut self.record));
         let went = tokio::select! {
             biased;
             went = &mut suspended => went,
             why = called_off(&mut self.orders) => {
                 tracing::info!(why, "the suspend is called off");
-                if let Some(veto) = &veto
-                    && let Err(error) = veto.raise()
-                {
-                    tracing::warn!(%error, "the suspend may come nevertheless");
-                }
                 attempt.call_off(why);
                 suspended.as_mut().await
             }
         };
         drop(suspended);
-        if let Some(veto) = &veto
-            && let Err(error) = veto.lower()
-        {
-            tracing::warn!(%error, "the veto against a suspend cannot be taken back before the agent ends");
+        match veto.map(|veto| veto.lower()) {
+            // What ended the suspend by itself: the driver has yet to hear of it.
+            Some(Ok(true)) => attempt.call_off(SSH_MOVED.into()),
+            None | Some(Ok(false)) => {}
+            Some(Err(error)) => {
+                tracing::warn!(%error, "the veto against a suspend cannot be taken back before the agent ends");
+            }
         }
         if let Went::Slept(_) = went {
             self.wake_source = self.outside.wake_source();

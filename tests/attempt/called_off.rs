@@ -2,8 +2,12 @@
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
+use nix::unistd::{pipe, write};
 use tokio::task::yield_now;
-use vmstation_agent::attempt::{Ending, Step};
+use vmstation_agent::{
+    attempt::{Ending, Step},
+    sleeper::SSH_MOVED,
+};
 
 use crate::{
     fake_login1::{Bus, Machine, Script},
@@ -133,6 +137,31 @@ pub(crate) fn during_the_suspend() {
         let (veto, report) = tokio::join!(calls_off, running.ended());
         assert_eq!(report.ending, Ending::Aborted(WHY.into()));
         assert!(!veto.is_raised().unwrap(), "the veto holds the host awake for ever");
+        node.assert_left_alone(None, "after the suspend");
+        assert_eq!(node.told(), ["first pre-sleep", "last post-wake aborted"]);
+    });
+}
+
+pub(crate) fn by_a_login_nobody_has_heard_of() {
+    run(async {
+        let bus = Bus::start();
+        let machine = Arc::<Machine>::default();
+        let _served = bus.logind(Script::Held, &machine).await;
+        let mut node = Node::new();
+        let (login, logs_in) = pipe().unwrap();
+        node.login = Some(login);
+        let running = node.begin(&bus.address(), &nobody_watches());
+        let veto = Arc::clone(&running.veto);
+        let logs_in = async {
+            until(|| !machine.orders.lock().unwrap().is_empty()).await;
+            let veto = veto.lock().unwrap().clone().unwrap();
+            assert!(!veto.is_raised().unwrap());
+            write(&logs_in, b"x").unwrap();
+            assert!(veto.is_raised().unwrap());
+            machine.let_go.notify_one();
+        };
+        let ((), report) = tokio::join!(logs_in, running.ended());
+        assert_eq!(report.ending, Ending::Aborted(SSH_MOVED.into()));
         node.assert_left_alone(None, "after the suspend");
         assert_eq!(node.told(), ["first pre-sleep", "last post-wake aborted"]);
     });

@@ -5,6 +5,7 @@
 
 use std::{
     fs,
+    os::fd::OwnedFd,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -40,6 +41,8 @@ const ARMED: &str = "17";
 /// The folder.
 pub(crate) struct Node {
     path: PathBuf,
+    /// Readable when somebody logs in.
+    pub(crate) login: Option<OwnedFd>,
     /// Removes it, where it was made.
     _made: Option<TempDir>,
 }
@@ -50,6 +53,7 @@ impl Node {
         let made = tempfile::Builder::new().prefix("vmstation-node-").tempdir().unwrap();
         let node = Self {
             path: made.path().into(),
+            login: None,
             _made: Some(made),
         };
         for (file, text) in [
@@ -83,6 +87,7 @@ impl Node {
     pub(crate) fn at(path: &Path) -> Self {
         Self {
             path: path.into(),
+            login: None,
             _made: None,
         }
     }
@@ -170,6 +175,7 @@ impl Node {
             dry_run: false,
             coordinator: Coordinator::Nobody,
             node: "node1".into(),
+            login: self.login.as_ref().map(|fd| fd.try_clone().unwrap()),
             places: Places {
                 sys: self.file("sys"),
                 root: self.file("root"),

@@ -114,7 +114,7 @@ impl Driver {
     fn answer_check(&mut self, order: Order, peer: Peer, reply: oneshot::Sender<Response>, now: BootTime) {
         self.check(now);
         let mut objections = self.objections(order, &procfs::ancestors(peer.pid), now);
-        let mut host = self.host();
+        let mut host = self.host(None);
         tokio::spawn(async move {
             objections.extend(host.objections().await);
             // A client that went away does not want its answer.

@@ -1,7 +1,7 @@
 //! The driver's part in an attempt to sleep: begins it, answers its questions, calls it off, and takes note of how it ended. The attempt
 //! itself runs in a task of its own ([`crate::sleeper`]).
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, os::fd::OwnedFd, path::Path, time::Duration};
 
 use tokio::{sync::oneshot, task::spawn_blocking};
 
@@ -25,6 +25,8 @@ const NOTICE_DEADLINE: Duration = Duration::from_secs(6);
 pub(super) struct Running {
     handle: Handle,
     order: Order,
+    /// Whether SSH connections end a suspend by themselves ([`HostParts::login`]).
+    guarded: bool,
     /// Processes of the operator who ordered it.
     own: Vec<u32>,
     /// Whether load on the CPUs may be that of our hooks, or of what suspends the host.
@@ -92,12 +94,26 @@ impl Driver {
             alarm: self.parts.policy.sleep.wake_after.is_some(),
         };
         let journal = self.parts.journal.clone();
-        let handle = sleeper::start(self.host(), journal, plan, keeper::boot_id(), self.sources.progress());
+        // With force, an operator said that he knows who is there.
+        let login = match order {
+            Order::Idle | Order::Operator => self.sensors.login_fd(now),
+            Order::Forced => None,
+        };
+        let login = login.and_then(|fd| fd.try_clone_to_owned().ok());
+        let guarded = login.is_some();
+        let handle = sleeper::start(
+            self.host(login),
+            journal,
+            plan,
+            keeper::boot_id(),
+            self.sources.progress(),
+        );
         self.attempts += 1;
         tracing::info!(?order, "preparing to sleep");
         self.attempt = Some(Running {
             handle,
             order,
+            guarded,
             own: pending.own,
             load_is_ours: false,
             go: None,
@@ -125,7 +141,7 @@ impl Driver {
         let same_boot = record.boot_id == keeper::boot_id();
         let journal = self.parts.journal.clone();
         let handle = sleeper::recover(
-            self.host(),
+            self.host(None),
             journal,
             record,
             &keeper::boot_id(),
@@ -136,6 +152,7 @@ impl Driver {
         self.attempt = Some(Running {
             handle,
             order: Order::Idle,
+            guarded: false,
             own: Vec::new(),
             load_is_ours: true,
             go: None,
@@ -150,13 +167,15 @@ impl Driver {
         }
     }
 
-    pub(super) fn host(&self) -> Host {
+    /// `login`: see [`HostParts::login`].
+    pub(super) fn host(&self, login: Option<OwnedFd>) -> Host {
         Host::new(HostParts {
             sleep: self.parts.policy.sleep.clone(),
             interfaces: self.parts.policy.detection.interfaces.clone(),
             dry_run: self.parts.dry_run,
             coordinator: self.parts.coordinator,
             node: self.parts.node.clone(),
+            login,
             places: Places::default(),
         })
     }
@@ -165,6 +184,14 @@ impl Driver {
         if let Some(running) = &mut self.attempt {
             running.go = None;
             running.handle.call_off(why.to_owned());
+        }
+    }
+
+    /// SSH connections have moved. If that has ended the suspend already, the attempt is called off, and has not failed.
+    pub(super) fn give_way_to_ssh(&mut self) {
+        let guarded = self.attempt.as_ref().is_some_and(|running| running.guarded);
+        if guarded && matches!(self.idle.state(), State::Suspending { .. }) {
+            self.call_off(sleeper::SSH_MOVED);
         }
     }
 

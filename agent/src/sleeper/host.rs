@@ -3,6 +3,7 @@
 //! In a dry run it looks and says, and changes nothing.
 
 use std::{
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
@@ -59,6 +60,8 @@ pub struct HostParts {
     pub coordinator: Coordinator,
     /// Name of the node, for hooks.
     pub node: String,
+    /// Becomes readable when somebody may be logging in, which ends a suspend that is under way without anybody's doing.
+    pub login: Option<OwnedFd>,
     /// Where everything is.
     pub places: Places,
 }
@@ -339,7 +342,7 @@ impl Outside for Host {
             Step::Alarm => self.set_alarm(journal, record).await,
             Step::WakeupCount => self.read_count().await,
             Step::Handshake => {
-                self.veto = veto();
+                self.veto = veto(self.parts.login.as_ref());
                 self.hand_count_back()
             }
             Step::Suspend => self.suspend().await,
@@ -430,12 +433,15 @@ async fn end_old_hooks() {
 }
 
 /// What stops a suspend that is under way.
-fn veto() -> Option<Arc<Veto>> {
-    let veto = Veto::new()
+fn veto(login: Option<&OwnedFd>) -> Option<Arc<Veto>> {
+    let mut veto = Veto::new()
         .inspect_err(|error| tracing::warn!(%error, "a suspend cannot be called off once it is ordered"))
         .ok()?;
     if let Some(why) = veto.powerless() {
         tracing::warn!("a suspend cannot be called off once it is ordered: {why}");
+    }
+    if let Some(Err(error)) = login.map(|login| veto.also(login)) {
+        tracing::warn!(%error, "a login ends a suspend only once the agent has seen it");
     }
     Some(Arc::new(veto))
 }

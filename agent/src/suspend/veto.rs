@@ -78,16 +78,17 @@ impl Veto {
         Ok(())
     }
 
-    /// Takes [`Self::raise`] back, and releases what [`Self::also`] held and was read empty. Lowering one that is not raised does nothing.
+    /// Takes [`Self::raise`] back, and releases what [`Self::also`] held and was read empty. Whether anything still holds the host awake.
+    /// Lowering one that is not raised does nothing.
     ///
     /// # Errors
     /// What read(2) or epoll_wait(2) says; it may then still be raised.
-    pub fn lower(&self) -> io::Result<()> {
+    pub fn lower(&self) -> io::Result<bool> {
         match self.event.read() {
             Ok(_) | Err(nix::errno::Errno::EAGAIN) => {}
             Err(error) => return Err(error.into()),
         }
-        self.is_raised().map(|_what_is_not_ours| ())
+        self.is_raised()
     }
 
     /// Whether anything holds the host awake. Looking at it is what releases what does not any more.
@@ -143,9 +144,9 @@ mod tests {
         veto.raise().unwrap();
         veto.raise().unwrap();
         assert!(veto.is_raised().unwrap());
-        veto.lower().unwrap();
+        assert!(!veto.lower().unwrap());
         assert!(!veto.is_raised().unwrap());
-        veto.lower().unwrap();
+        assert!(!veto.lower().unwrap());
     }
 
     #[test]
@@ -155,8 +156,7 @@ mod tests {
         veto.also(&reader).unwrap();
         write(&writer, b"x").unwrap();
         assert!(veto.is_raised().unwrap());
-        veto.lower().unwrap();
-        assert!(veto.is_raised().unwrap(), "it is still to be read");
+        assert!(veto.lower().unwrap(), "it is still to be read");
         read(&reader, &mut [0; 8]).unwrap();
         assert!(!veto.is_raised().unwrap());
     }
