@@ -1,7 +1,7 @@
 //! Suspends that fail, or only seem to succeed.
 
 use crate::vm::{
-    bed::{EBUSY, bed},
+    bed::{EBUSY, THAW, bed},
     installation::{Installation, Settings},
 };
 
@@ -46,10 +46,7 @@ fn ebusy_is_a_failure() {
     assert!(last["reason"].as_str().unwrap().contains("disabled"), "{last:#}");
     assert_eq!(agent.bed.qmp.suspends(), suspends);
     // It stays so over a restart, and until somebody says otherwise.
-    agent
-        .bed
-        .channel
-        .ask("systemctl stop trial-ebusy; echo 20000 >/sys/power/pm_freeze_timeout");
+    agent.bed.channel.ask(THAW);
     agent.stop();
     agent.start();
     assert_eq!(agent.status()["sleep_enabled"], false);

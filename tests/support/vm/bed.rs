@@ -27,14 +27,25 @@ pub(crate) const ARMED: &str = "ens-armed";
 pub(crate) const LYING: &str = "ens-lying";
 pub(crate) const REFUSING: &str = "ens-refusing";
 
-/// Busy writers and no time to freeze them in.
-pub(crate) const EBUSY: &str = "
-for writer in 1 2 3 4; do
-    while :; do dd if=/dev/zero of=/var/trial/writer-$writer bs=1M count=64 conv=fsync 2>/dev/null; done &
-done
-sleep 1
+/// A task that nobody can freeze: it waits to write to a file system that takes no writes. Busy writers alone sometimes freeze in time.
+pub(crate) const EBUSY: &str = "set -e
+mkdir /var/trial/frozen
+truncate --size=8M /var/trial/image
+mkfs.ext4 -q /var/trial/image
+mount -o loop /var/trial/image /var/trial/frozen
+fsfreeze --freeze /var/trial/frozen
+touch /var/trial/frozen/never &
+until grep -q '^State:.D' /proc/$!/status; do sleep 0.1; done
 echo 0 >/sys/power/pm_freeze_timeout
 wait
+";
+
+/// Ends [`EBUSY`].
+pub(crate) const THAW: &str = "
+if mountpoint --quiet /var/trial/frozen; then fsfreeze --unfreeze /var/trial/frozen; fi
+systemctl stop 'trial-*' 2>/dev/null
+if mountpoint --quiet /var/trial/frozen; then umount /var/trial/frozen; fi
+echo 20000 >/sys/power/pm_freeze_timeout
 ";
 
 /// Names the cards, gives the one that has a cable its address and lets root log in with a key.
@@ -58,12 +69,10 @@ systemctl start ssh.service
 
 /// Ends what a trial may have left, and says so if it cannot.
 const RESTORE: &str = r#"
-systemctl stop 'trial-*' 2>/dev/null
 systemctl stop vmstation-autosleep.service 2>/dev/null
 systemctl reset-failed 2>/dev/null
 shutdown -c 2>/dev/null
 echo none >/sys/power/pm_test
-echo 20000 >/sys/power/pm_freeze_timeout
 echo 0 >/sys/class/rtc/rtc0/wakealarm
 rm -rf /var/lib/vmstation /var/log/vmstation /etc/vmstation /opt/vmstation /etc/systemd/system/vmstation-autosleep.service.d /var/trial
 mkdir -p /var/trial
@@ -125,7 +134,7 @@ impl Bed {
 
     fn restore(&mut self) {
         self.wake();
-        let restored = self.channel.run(RESTORE, SOON);
+        let restored = self.channel.run(&format!("{THAW}{RESTORE}"), SOON);
         assert!(restored.text.is_empty(), "{}", restored.text);
         // Stopping the agent, or a job of the trial, may have come too late to keep the guest awake.
         self.wake();
