@@ -83,6 +83,7 @@ pub(crate) fn run(
         complaints: folder.join("qemu.log"),
         memory_mib: 1024,
         cpus: 2,
+        cpus_in_parallel: true,
         controls: Some(&controls),
     };
     let mut running = guest.start()?;
