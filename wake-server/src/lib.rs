@@ -1,0 +1,10 @@
+//! The wake server, a file each for:
+//!
+//! ```text
+//!              registry: who is who        presence: who is awake       store: what outlives a restart
+//!                       └───────────────┐        │        ┌──────────────────┘
+//! requests ──> server ──> api, page ──> hub (state, events) ──> waker ──> transmit (frames), arp (answers)
+//!              limits, auth                                        └─ wake: what is to be done next (pure)
+//! ```
+
+pub mod clock;
