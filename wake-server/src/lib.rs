@@ -7,4 +7,7 @@
 //!              limits, auth                                        └─ wake: what is to be done next (pure)
 //! ```
 
+pub mod auth;
 pub mod clock;
+pub mod limits;
+pub mod server;
