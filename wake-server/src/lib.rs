@@ -9,5 +9,12 @@
 
 pub mod auth;
 pub mod clock;
+pub mod complaint;
+pub mod config;
+mod https;
+mod keys;
 pub mod limits;
+pub mod notify;
+pub mod origin;
+pub mod registry;
 pub mod server;
