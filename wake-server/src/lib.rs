@@ -7,6 +7,7 @@
 //!              limits, auth                                        └─ wake: what is to be done next (pure)
 //! ```
 
+pub mod arp;
 pub mod auth;
 pub mod clock;
 pub mod complaint;
@@ -14,7 +15,10 @@ pub mod config;
 mod https;
 mod keys;
 pub mod limits;
+pub mod magic;
 pub mod notify;
 pub mod origin;
 pub mod registry;
+pub mod route;
 pub mod server;
+pub mod transmit;
