@@ -1,8 +1,7 @@
 //! A guest under qemu: disks and ports in, a process that is always ended by us out.
 //!
 //! Knows nothing of what runs inside. Emulated (`tcg`), not accelerated: it then works the same on every machine, inside virtual machines
-//! too. No guest reaches a network: the cable of its card leads nowhere, or to a program on this machine's loopback
-//! ([`Controls`]).
+//! too. No guest reaches a network: the cables of its cards lead nowhere, or to programs of this machine ([`Controls`]).
 
 use std::{
     fs::{self, File},
@@ -37,9 +36,9 @@ pub(crate) struct Guest<'a> {
 
 /// What drives a guest from outside: sockets that qemu makes, and ports of 127.0.0.1.
 ///
-/// Such a guest has three network cards, named as QMP's `set_link` takes them. All say that they can wake the machine by a magic packet:
-/// `armed` (i82559er) does as it says, `lying` (rtl8139) takes the order and forgets it, `refusing` (e1000) does not take it. The guest's
-/// own clock runs on in S3, and an alarm of its RTC wakes it.
+/// Such a guest has four network cards, named as QMP's `set_link` takes them. All say that they can wake the machine by a magic packet:
+/// `armed` and `lan` (i82559er) do as they say, `lying` (rtl8139) takes the order and forgets it, `refusing` (e1000) does not take it. None
+/// of them really wakes it, as qemu hears no packets then. The guest's own clock runs on in S3, and an alarm of its RTC wakes it.
 pub(crate) struct Controls {
     /// Socket of qemu's own protocol, QMP.
     pub(crate) qmp: PathBuf,
@@ -49,6 +48,16 @@ pub(crate) struct Controls {
     pub(crate) ssh_port: u16,
     /// Where port 80 of 10.0.2.100, as the guest sees it, leads.
     pub(crate) webhook_port: u16,
+    /// Ends of the cable of the card `lan`: each datagram is a frame.
+    pub(crate) cable: Cable,
+}
+
+/// Two datagram sockets. Sending needs nobody at the other one: what is sent then is lost.
+pub(crate) struct Cable {
+    /// qemu's, which takes what is sent to the guest.
+    pub(crate) guest: PathBuf,
+    /// Where qemu sends what the guest sends. Whoever wants that makes it.
+    pub(crate) lan: PathBuf,
 }
 
 /// A guest that runs. Dropping it kills it.
@@ -146,6 +155,8 @@ impl Controls {
                 &format!("{model},id={name},netdev={name}-cable,mac=52:54:00:12:34:0{mac}"),
             ]);
         }
+        command.args(["-netdev", &self.cable.network()]);
+        command.args(["-device", "i82559er,id=lan,netdev=lan-cable,mac=52:54:00:12:34:04"]);
     }
 
     /// A network that holds nothing but the two ports: qemu itself is the other end of the cable. For each connection of the guest a
@@ -158,6 +169,16 @@ impl Controls {
         format!(
             "user,id=armed-cable,restrict=on,ipv6=off,net=10.0.2.0/24,hostfwd=tcp:127.0.0.1:{}-10.0.2.15:22,guestfwd=tcp:10.0.2.100:80-cmd:{carry}",
             self.ssh_port
+        )
+    }
+}
+
+impl Cable {
+    fn network(&self) -> String {
+        format!(
+            "dgram,id=lan-cable,local.type=unix,local.path={},remote.type=unix,remote.path={}",
+            escaped(&self.guest),
+            escaped(&self.lan)
         )
     }
 }

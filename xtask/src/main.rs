@@ -10,6 +10,7 @@ mod guest;
 mod image;
 mod packages;
 mod privilege;
+mod pypi;
 mod run;
 mod setup;
 mod sleep_guest;

@@ -29,7 +29,7 @@ pub(crate) struct Tool {
 }
 
 /// What the privileged tests call, apart from sshd.
-pub(crate) const TEST_TOOLS: [Tool; 5] = [
+pub(crate) const TEST_TOOLS: [Tool; 11] = [
     Tool {
         program: "dbus-daemon",
         package: "dbus-daemon",
@@ -49,6 +49,30 @@ pub(crate) const TEST_TOOLS: [Tool; 5] = [
     Tool {
         program: "ssh-keygen",
         package: "openssh-client",
+    },
+    Tool {
+        program: "tshark",
+        package: "tshark",
+    },
+    Tool {
+        program: "etherwake",
+        package: "etherwake",
+    },
+    Tool {
+        program: "wakeonlan",
+        package: "wakeonlan",
+    },
+    Tool {
+        program: "curl",
+        package: "curl",
+    },
+    Tool {
+        program: "chromium",
+        package: "chromium",
+    },
+    Tool {
+        program: "chromedriver",
+        package: "chromium-driver",
     },
 ];
 

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use crate::{
     packages,
     privilege::Privilege,
-    step,
+    pypi, step,
     toolchain::{self, Choice, Findings, Install, LINKER_VERSION, NIGHTLY, Toolchain},
     workspace::{Workspace, foreign},
 };
@@ -26,7 +26,7 @@ const RUSTUP_LIMIT: Duration = Duration::from_secs(300);
 ///
 /// It also looks for the programs that `test` and `vm-test` call and, as root on Debian, installs them. No service is started and no
 /// port is opened: openssh-server, whose package would do that now and at every boot, is unpacked into target/tools/openssh and not
-/// installed; of it only the library libwrap0 goes into the system. No kernel is installed either: the guest brings its own.
+/// installed; of it only the library libwrap0 goes into the system. schemathesis comes from PyPI, into target/tools/schemathesis. No kernel is installed either: the guest brings its own.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Only the toolchain, not the programs that tests call
@@ -42,7 +42,12 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
         return Ok(ExitCode::SUCCESS);
     }
     let mut complete = true;
-    for (verb, lacking) in [("test", test_tools(workspace)?), ("vm-test", guest_tools(workspace)?)] {
+    let schemathesis = pypi::install(workspace, Privilege::find()).err();
+    for (verb, lacking) in [
+        ("test", test_tools(workspace)?),
+        ("test", schemathesis.map(|error| format!("{error:#}"))),
+        ("vm-test", guest_tools(workspace)?),
+    ] {
         match lacking {
             None => println!("programs for `{verb}`: complete"),
             Some(why) => {

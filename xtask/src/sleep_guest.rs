@@ -19,7 +19,7 @@ use nix::unistd::mkdtemp;
 use serde_json::json;
 
 use crate::{
-    guest::{Controls, Guest},
+    guest::{Cable, Controls, Guest},
     image::{self, PAYLOAD_FOLDER, Payload, RootImage},
     privilege::Privilege,
     step::{self, Stopwatch},
@@ -74,6 +74,10 @@ pub(crate) fn run(
         channel: sockets.0.join("channel"),
         ssh_port: free_port()?,
         webhook_port: free_port()?,
+        cable: Cable {
+            guest: sockets.0.join("guest"),
+            lan: sockets.0.join("lan"),
+        },
     };
     let guest = Guest {
         root,
@@ -92,6 +96,7 @@ pub(crate) fn run(
         "channel": controls.channel,
         "ssh_port": controls.ssh_port,
         "webhook_port": controls.webhook_port,
+        "cable": { "guest": controls.cable.guest, "lan": controls.cable.lan },
         "payload": PAYLOAD_FOLDER,
         "console": guest.console,
     });
@@ -128,7 +133,11 @@ pub(crate) fn run(
 fn payload(workspace: &Workspace, suite: &Suite, folder: &Path) -> Result<PathBuf> {
     let staging = folder.join("payload");
     let mut payload = Payload::new(&staging)?;
-    for program in ["vmstation-autosleep", "vmstation-autosleep-ctl"] {
+    for program in [
+        "vmstation-autosleep",
+        "vmstation-autosleep-ctl",
+        "vmstation-wake-server",
+    ] {
         let to = Path::new("bin").join(program);
         payload.copy(&suite.profile()?.join(program), &to)?;
         // The guest copies them with an emulated CPU: what only a debugger reads would take it longer than all the rest.

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::{step, workspace::Workspace};
 
 /// Suites that load programs into the kernel, or need a machine where they may do what only root may.
-const PRIVILEGED: [&str; 3] = ["kernel", "ssh", "agent"];
+const PRIVILEGED: [&str; 5] = ["kernel", "ssh", "agent", "wire", "wake"];
 
 /// One test executable.
 #[derive(Clone, Debug, PartialEq, Eq)]

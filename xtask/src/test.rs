@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use crate::{
     build_ebpf, packages,
     privilege::Privilege,
-    setup,
+    pypi, setup,
     step::{self, Stopwatch},
     suites::{self, Suite},
     supervise,
@@ -72,6 +72,9 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
             report.fail("privileged tests", &why);
         }
     } else {
+        if let Err(why) = pypi::install(workspace, privilege) {
+            report.left_out.push(format!("the trial with schemathesis: {why:#}"));
+        }
         for suite in privileged {
             privilege.obtain(&format!(
                 "to run the tests of `{}`, which load eBPF programs",
@@ -106,6 +109,9 @@ fn environment(workspace: &Workspace, suite: &Suite) -> Vec<(&'static str, OsStr
     let mut variables = vec![("PATH", path), ("CARGO_MANIFEST_DIR", suite.folder.clone().into())];
     if let Some(sshd) = packages::sshd(workspace) {
         variables.push(("VMSTATION_SSHD", sshd.into()));
+    }
+    if let Some(schemathesis) = pypi::schemathesis(workspace) {
+        variables.push(("VMSTATION_SCHEMATHESIS", schemathesis.into()));
     }
     variables
 }

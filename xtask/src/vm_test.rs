@@ -45,10 +45,11 @@ const END: &str = "@@ end";
 ///
 /// Boots a guest under qemu (emulated, so it needs no /dev/kvm), starts the suites `kernel`, `ssh` and `agent` in it as root, and prints
 /// what they print. At the same time it boots two more, which really suspend, and runs the suites `sleep` and `abort` on this machine, as
-/// the user who calls: each installs the agent in its guest and drives it through qemu; its lines begin with its name. The last line is the
-/// sum.
+/// the user who calls: each installs the agent in its guest and drives it through qemu; its lines begin with its name. What wakes the guest
+/// over a LAN needs root, and is ignored without. The last line is the sum.
 ///
-/// The guests' network cards are connected to nothing but ports of this machine's loopback. The guest is made once with
+/// The guests' network cards are connected to nothing but ports of this machine's loopback and, in the trials that need root, a network
+/// namespace. The guest is made once with
 /// debootstrap, from the mirror apt is configured with, and kept in target/vm/root until its recipe changes: only that step needs root.
 ///
 /// A guest whose suites have no test that is asked for is not booted. Whatever happens, qemu is ended: at the latest after --deadline.
@@ -71,7 +72,7 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
     let wanted = |suite: &&Suite| wants(suite, &arguments.filters).unwrap_or(true);
     let inside: Vec<Suite> = suites
         .iter()
-        .filter(|suite| suite.needs_root)
+        .filter(|suite| suite.needs_root && !SAME_ON_ANY_HOST.contains(&suite.name.as_str()))
         .filter(wanted)
         .cloned()
         .collect();
@@ -239,6 +240,9 @@ fn run_script(suites: &[Suite], filters: &[String]) -> Result<String> {
     writeln!(script, "echo '{END}'")?;
     Ok(script)
 }
+
+/// Suites with nothing that another kernel changes: packets, and the wake server.
+const SAME_ON_ANY_HOST: [&str; 2] = ["wake", "wire"];
 
 /// Beginnings of the names of tests that no kernel changes: files, configuration, HTTP. An emulated CPU takes long for them.
 const SAME_ON_ANY_KERNEL: &str =
