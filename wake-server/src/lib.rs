@@ -7,12 +7,15 @@
 //!              limits, auth                                        └─ wake: what is to be done next (pure)
 //! ```
 
+pub mod api;
 pub mod arp;
 pub mod auth;
 pub mod clock;
 pub mod complaint;
 pub mod config;
+pub mod descriptors;
 mod https;
+pub mod hub;
 pub mod keeping;
 mod keys;
 pub mod lan;
