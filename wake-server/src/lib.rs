@@ -10,6 +10,7 @@
 pub mod api;
 pub mod arp;
 pub mod auth;
+pub mod cli;
 pub mod clock;
 pub mod complaint;
 pub mod config;
