@@ -14,5 +14,6 @@ mod vm;
 mod wait;
 
 fn main() {
-    vm::run(awake::TRIALS.iter().chain(&failures::TRIALS).chain(&crashes::TRIALS));
+    let trials = awake::TRIALS.iter().chain(&failures::TRIALS).chain(&crashes::TRIALS);
+    vm::run(vm::trials(trials, None));
 }

@@ -9,12 +9,17 @@ mod called_off;
 mod fake_login1;
 #[path = "attempt/killed.rs"]
 mod killed;
+#[path = "attempt/leave.rs"]
+mod leave;
 #[path = "attempt/node.rs"]
 mod node;
 #[path = "attempt/refused.rs"]
 mod refused;
 #[path = "attempt/steps.rs"]
 mod steps;
+#[expect(dead_code, reason = "the tests of the whole agent use more of it")]
+#[path = "support/wake_server.rs"]
+mod wake_server;
 
 use std::{env, time::Duration};
 
@@ -24,7 +29,7 @@ use tokio::runtime;
 /// Ends a trial that hangs.
 const LIMIT: Duration = Duration::from_secs(180);
 
-const TRIALS: [(&str, fn()); 35] = [
+const TRIALS: [(&str, fn()); 40] = [
     ("f1_kill_9_at_each_step_leaves_nothing", killed::at_each_step),
     (
         "f1_kill_9_at_each_step_gives_an_alarm_back",
@@ -90,6 +95,14 @@ const TRIALS: [(&str, fn()); 35] = [
     ("s11_a_later_alarm_is_given_back", steps::with_a_later_alarm),
     ("s11_an_alarm_that_cannot_be_set_stops_it", refused::without_a_clock),
     ("every_objection_is_told", refused::everything_at_once),
+    ("a_leave_is_asked_for_and_handed_back", leave::granted_and_handed_back),
+    ("without_leave_there_is_no_sleep", leave::refused),
+    ("without_an_answer_there_is_no_leave", leave::unreachable),
+    ("a_leave_that_expired_stops_it", leave::expired),
+    (
+        "f1_the_leave_of_an_agent_that_died_is_handed_back",
+        leave::of_an_agent_that_died,
+    ),
 ];
 
 fn main() {

@@ -4,7 +4,7 @@ use std::{fs, path::Path, time::Duration};
 
 use vmstation_agent::config::{
     Format, HookFailure, Invalid, IpProtocol, LoadError, Loaded, NotificationMethod, Policy, ProbeMode, Scope, Sleep,
-    SshNamespaces, explain, migrate, schema,
+    SshNamespaces, WakeServer, explain, migrate, schema,
 };
 
 const GUIDE: &str = include_str!("fixtures/guide.conf");
@@ -133,7 +133,7 @@ fn every_toml_setting_means_what_it_says() {
     assert_eq!(policy.detection.interfaces, ["eth0", "enp3s0"]);
     let background = &policy.detection.background;
     let ports: Vec<_> = background.ports.iter().map(ToString::to_string).collect();
-    assert_eq!(ports, ["8443/tcp in", "51820/udp"]);
+    assert_eq!(ports, ["8443/tcp in", "9443/tcp out", "51820/udp"]);
     assert_eq!((background.cidrs.len(), background.protocols.len()), (2, 2));
     let ssh = policy.detection.ssh.unwrap();
     assert_eq!((ssh.ports, ssh.namespaces), (vec![22, 2222], SshNamespaces::All));
@@ -164,6 +164,14 @@ fn every_toml_setting_means_what_it_says() {
             hooks_folder: "/srv/hooks".into(),
         }
     );
+    assert_eq!(
+        policy.wake_server,
+        Some(WakeServer {
+            url: "https://master:9443".into(),
+            token_file: Some("/etc/vmstation/autosleep/token".into()),
+            ca_file: Some("/etc/vmstation/autosleep/ca.pem".into()),
+        })
+    );
     assert_eq!(policy.metrics.listen, Some("127.0.0.1:9877".parse().unwrap()));
     let textfile = "/var/lib/node_exporter/vmstation.prom";
     assert_eq!(policy.metrics.textfile.as_deref(), Some(Path::new(textfile)));
@@ -174,6 +182,8 @@ fn every_toml_setting_means_what_it_says() {
         "suspends to RAM, or to idle where there is no deep state; Wake-on-LAN is left as it is; \
          the hardware clock wakes the host after 8h; sleeps even if nothing is known that could wake it\n",
         "in /srv/hooks, each at most 20s; one that fails before the sleep keeps the host awake\n",
+        "sleeps only with the leave of the wake server at https://master:9443, trusted by /etc/vmstation/autosleep/ca.pem, \
+         asked with the token in /etc/vmstation/autosleep/token\n",
         "metrics: served at http://127.0.0.1:9877/metrics, written to /var/lib/node_exporter/vmstation.prom\n",
         "energy: 45 W awake, 2.5 W asleep",
     ] {
@@ -390,7 +400,7 @@ fn the_schema_knows_every_setting_and_its_default() {
             }
         }
     }
-    assert_eq!((sections.len(), settings, lists.len()), (8, 42, 2));
+    assert_eq!((sections.len(), settings, lists.len()), (9, 45, 2));
     assert_eq!(toml(&defaults), Policy::default());
     assert_eq!(
         schema["properties"]["activity_detection"]["properties"]["cpu_threshold_percent"]["maximum"],
@@ -527,6 +537,65 @@ fn figures_for_everybody_are_pointed_out() {
     assert_eq!(notes("127.0.0.1:9877") + &notes("[::1]:9877"), "");
     for open in ["0.0.0.0:9877", "192.168.1.9:9877", "[::]:9877"] {
         assert!(notes(open).contains("there is no password"), "{open}");
+    }
+}
+
+#[test]
+fn a_wake_server_is_taken_as_written() {
+    let parsed = |url: &str| parse(&format!("[wake_server]\nurl = \"{url}\"\n"), Format::Toml).unwrap();
+    for (url, taken) in [
+        ("https://master:9876", "https://master:9876"),
+        ("http://10.0.0.1:9876/", "http://10.0.0.1:9876"),
+        ("HTTPS://[fd00::1]:9876", "HTTPS://[fd00::1]:9876"),
+    ] {
+        let loaded = parsed(url);
+        assert_eq!(loaded.policy.wake_server.unwrap().url, taken);
+        assert!(loaded.notes.join("\n").contains("has no `token_file`"));
+    }
+    for web in ["https://master", "https://master:443", "http://master:80"] {
+        let loaded = parsed(web);
+        assert!(loaded.notes.join("\n").contains("counts as traffic"), "{web}");
+        let ports = &loaded.policy.detection.background.ports;
+        assert!(ports.iter().all(|rule| ![80, 443].contains(&rule.port)), "{web}");
+    }
+    let plain = "[wake_server]\nurl = \"http://master:9876\"\nca_file = \"/ca.pem\"\n";
+    let notes = parse(plain, Format::Toml).unwrap().notes.join("\n");
+    assert!(notes.contains("`ca_file` in [wake_server] means nothing"), "{notes}");
+}
+
+#[test]
+fn f5_a_wake_server_that_cannot_be_is_complained_about() {
+    for url in [
+        "",
+        "master",
+        "master:9876",
+        "ftp://master:9876",
+        "https://",
+        "https://:9876",
+        "https://master:",
+        "https://master:0",
+        "https://master:99999",
+        "https://master:9876/wake",
+        "https://master:9876?x",
+        "https://master:9876/#x",
+        "https://user:T0SECRET@master:9876",
+        "https://mas ter:9876",
+    ] {
+        let wrong = complaints(&format!("[wake_server]\nurl = \"{url}\"\n"), Format::Toml);
+        assert!(wrong.starts_with("autosleep.toml:2:7: error: `url` "), "{url}: {wrong}");
+        assert!(!wrong.contains("T0SECRET"), "{wrong}");
+    }
+    let wrong = complaints(
+        "[wake_server]\ntoken_file = \"token\"\nca_file = \"/ca.pem\"\ntoken = \"T\"\n[wakeserver]\n",
+        Format::Toml,
+    );
+    for expected in [
+        "autosleep.toml:2:14: error: `token_file` cannot be `\"token\"`\n  hint: an absolute path",
+        "autosleep.toml:3:11: error: `ca_file` in [wake_server] means nothing without `url`\n  hint: set `url` to http://",
+        "autosleep.toml:4:1: error: unknown key `token` in [wake_server]",
+        "error: unknown section `wakeserver`\n  hint: did you mean [wake_server]?",
+    ] {
+        assert!(wrong.contains(expected), "{expected}\nnot in\n{wrong}");
     }
 }
 

@@ -151,6 +151,7 @@ fn near_miss() -> impl Strategy<Value = String> {
         Just("[sleep]\nwake_after = \"8h\"\n".to_owned()),
         Just("[metrics]\nlisten = \"[::1]:1\"\n".to_owned()),
         Just("[energy]\nwatts_awake = 1e400\n".to_owned()),
+        Just("[wake_server]\nurl = \"http://[::1\"\n".to_owned()),
         Just("watts_asleep = 5\nhooks_folder = 5\n".to_owned()),
         Just("ssh_ports = [[1], {a=2}, 1e400]\n".to_owned()),
         Just("log_dir = 1979-05-27\n".to_owned()),

@@ -37,7 +37,7 @@ pub use explain::explain;
 pub(crate) use explain::host as url_host;
 pub use file::schema;
 pub use migrate::migrate;
-pub use power::{Energy, HookFailure, Metrics, Sleep};
+pub use power::{Energy, HookFailure, Metrics, Sleep, WakeServer};
 
 /// Folder of `autosleep.conf` and `autosleep.toml`.
 pub const FOLDER: &str = "/etc/vmstation/autosleep";
@@ -72,6 +72,8 @@ pub struct Policy {
     pub probes: ProbeMode,
     /// How the host goes to sleep and comes back.
     pub sleep: Sleep,
+    /// Who gives leave to sleep; `None`: nobody need be asked.
+    pub wake_server: Option<WakeServer>,
     /// Who is told the figures.
     pub metrics: Metrics,
     /// What the host draws.
@@ -429,6 +431,7 @@ impl Default for Policy {
             },
             probes: ProbeMode::Auto,
             sleep: Sleep::default(),
+            wake_server: None,
             metrics: Metrics::default(),
             energy: Energy::default(),
         }

@@ -13,6 +13,7 @@
 
 mod answers;
 mod attempts;
+mod contact;
 mod figures;
 
 use std::time::Duration;
@@ -21,6 +22,7 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 use self::{
     attempts::{OwnTraffic, Pending, Running},
+    contact::WakeServer,
     figures::Figures,
 };
 use crate::{
@@ -102,6 +104,7 @@ pub struct Driver {
     pending: Option<Pending>,
     notifier: Notifier,
     figures: Figures,
+    wake_server: WakeServer,
     /// Our own traffic that is on its way.
     own_traffic: Option<OwnTraffic>,
     /// The network cards are being armed.
@@ -153,12 +156,14 @@ impl Driver {
             pending: None,
             notifier,
             figures: Figures::new(),
+            wake_server: WakeServer::default(),
             own_traffic: None,
             arming: None,
             watchdog: sd_notify::watchdog_enabled(),
             sources,
             parts,
         };
+        driver.meet_wake_server();
         driver.recover(now);
         driver.arm_cards();
         driver.serve_metrics();
@@ -188,6 +193,7 @@ impl Driver {
                 Event::Call(call) => self.answer(call, now),
                 Event::Attempt(progress) => self.attempt_progress(progress, now),
                 Event::Delivered => self.delivered(),
+                Event::Ordered(number) => self.ordered(number, now),
                 Event::Scrape(reply) => {
                     // A client that went away does not want its answer.
                     let _gone = reply.send(self.metrics(now));
@@ -198,6 +204,7 @@ impl Driver {
                     self.call_off("the agent is stopping");
                 }
             }
+            self.tell_wake_server(now);
             if stopping && self.attempt.is_none() {
                 break;
             }
@@ -419,6 +426,7 @@ impl Driver {
         self.slept = slept;
         if gained >= SUSPENDED {
             tracing::info!(seconds = gained.as_secs(), "the host was suspended and is awake again");
+            self.wake_server.count_resume();
             self.say_alive();
             let ours = matches!(self.idle.state(), State::Suspending { .. });
             self.resumed(gained, now);
@@ -506,6 +514,9 @@ impl Driver {
                 if before.metrics.listen != self.parts.policy.metrics.listen {
                     self.serve_metrics();
                 }
+                if before.wake_server.is_some() || self.parts.policy.wake_server.is_some() {
+                    self.meet_wake_server_anew();
+                }
                 self.history = History::default();
                 self.sample = None;
                 self.next_sample = now;
@@ -531,12 +542,17 @@ impl Driver {
             standing: &self.standing,
             last_check: self.sample.as_ref().map(|sample| sample.at),
             programs: self.programs(),
-            warnings: self.parts.warnings.iter().chain(&self.reload_failed).cloned().collect(),
+            warnings: self.warnings(),
             suspends: self.suspends,
             account: &self.account,
             power: self.figures.power(&self.parts.policy),
             last: self.last(BootTime::now()),
         }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let warnings = self.parts.warnings.iter().chain(&self.reload_failed).cloned();
+        warnings.chain(self.wake_server_warning()).collect()
     }
 
     fn programs(&self) -> Vec<FamilyStanding> {

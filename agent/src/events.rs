@@ -40,6 +40,8 @@ pub enum Event {
     Attempt(Progress),
     /// What was to be told is told.
     Delivered,
+    /// The wake server orders a sleep; the number of its order.
+    Ordered(u64),
     /// Somebody wants the metrics.
     Scrape(oneshot::Sender<String>),
     /// SIGHUP: read the configuration again.
@@ -71,6 +73,8 @@ pub struct Sources {
     progress_to: mpsc::Sender<Progress>,
     scrapes: mpsc::Receiver<oneshot::Sender<String>>,
     asker: Asker,
+    orders: mpsc::Receiver<u64>,
+    orders_to: mpsc::Sender<u64>,
     delivered: mpsc::Receiver<()>,
     delivered_to: mpsc::Sender<()>,
     hangup: Signal,
@@ -88,6 +92,7 @@ impl Sources {
         let handler = |kind| signal(kind).map_err(SourcesError::Signals);
         let (progress_to, progress) = mpsc::channel(4);
         let (delivered_to, delivered) = mpsc::channel(4);
+        let (orders_to, orders) = mpsc::channel(4);
         let (asker, scrapes) = mpsc::channel(4);
         let links = LinkWatch::new().inspect_err(|error| {
             tracing::warn!(%error, "cannot listen for network interface changes, they are looked for at each check");
@@ -103,6 +108,8 @@ impl Sources {
             progress_to,
             scrapes,
             asker,
+            orders,
+            orders_to,
             delivered,
             delivered_to,
             hangup: handler(SignalKind::hangup())?,
@@ -135,6 +142,11 @@ impl Sources {
         self.asker.clone()
     }
 
+    /// Where the numbers of the wake server's orders to sleep go, to come back as [`Event::Ordered`].
+    pub fn orders_to(&self) -> mpsc::Sender<u64> {
+        self.orders_to.clone()
+    }
+
     /// Where it is said that everything is told, to come back as [`Event::Delivered`].
     pub fn delivered_to(&self) -> mpsc::Sender<()> {
         self.delivered_to.clone()
@@ -148,6 +160,7 @@ impl Sources {
             _ = self.hangup.recv() => Event::Reload,
             Some(progress) = self.progress.recv() => Event::Attempt(progress),
             Some(()) = self.delivered.recv() => Event::Delivered,
+            Some(number) = self.orders.recv() => Event::Ordered(number),
             Some(reply) = self.scrapes.recv() => Event::Scrape(reply),
             () = ready(self.ring.as_ref()) => Event::SshRecords,
             () = ready(self.edges.as_ref()) => Event::Edge,

@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use crate::{
     attempt::{Plan, Step},
+    coordinator::Grant,
     suspend::rtc::Alarm,
 };
 
@@ -40,6 +41,8 @@ pub struct Record {
     pub begun: Vec<Step>,
     /// The alarm that was set, or is about to be.
     pub alarm: Option<Alarm>,
+    /// The leave that was given, if one is needed.
+    pub leave: Option<Grant>,
 }
 
 /// The journal of one folder.
@@ -148,6 +151,10 @@ mod tests {
             alarm: Some(Alarm::Ours {
                 rings: RtcTime(7),
                 displaced: Some(RtcTime(9)),
+            }),
+            leave: Some(Grant {
+                number: 7,
+                until: Duration::from_secs(90),
             }),
         }
     }

@@ -17,6 +17,7 @@ pub mod escalate;
 pub mod events;
 pub mod history;
 pub mod hooks;
+mod https;
 pub mod idle;
 pub mod inhibit;
 pub mod interfaces;

@@ -153,6 +153,7 @@ pub fn start<O: Outside + 'static>(
         step: Step::Objections,
         begun: Vec::new(),
         alarm: None,
+        leave: None,
     };
     tokio::spawn(Sleeper::new(outside, journal, record, orders, progress).run(attempt, first));
     handle

@@ -305,6 +305,7 @@ pub(crate) fn before_a_reboot() {
                 rings: RtcTime(ALARM),
                 displaced: Some(RtcTime(LATER)),
             }),
+            leave: None,
         };
         node.journal().write(&record).unwrap();
         let undone = Arc::new(Mutex::new(Vec::new()));

@@ -41,6 +41,8 @@ const ARMED: &str = "17";
 /// The folder.
 pub(crate) struct Node {
     path: PathBuf,
+    /// Who gives leave.
+    pub(crate) coordinator: Coordinator,
     /// Readable when somebody logs in.
     pub(crate) login: Option<OwnedFd>,
     /// Removes it, where it was made.
@@ -53,6 +55,7 @@ impl Node {
         let made = tempfile::Builder::new().prefix("vmstation-node-").tempdir().unwrap();
         let node = Self {
             path: made.path().into(),
+            coordinator: Coordinator::Nobody,
             login: None,
             _made: Some(made),
         };
@@ -87,6 +90,7 @@ impl Node {
     pub(crate) fn at(path: &Path) -> Self {
         Self {
             path: path.into(),
+            coordinator: Coordinator::Nobody,
             login: None,
             _made: None,
         }
@@ -173,7 +177,8 @@ impl Node {
             sleep,
             interfaces: Vec::new(),
             dry_run: false,
-            coordinator: Coordinator::Nobody,
+            coordinator: self.coordinator.clone(),
+            reason: "nobody uses the host",
             node: "node1".into(),
             login: self.login.as_ref().map(|fd| fd.try_clone().unwrap()),
             places: Places {

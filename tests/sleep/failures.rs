@@ -33,7 +33,7 @@ fn ebusy_is_a_failure() {
             "step and errno: {reason}"
         );
         if failure < 3 {
-            assert_eq!(status["state"], "waiting", "{status:#}");
+            let status = agent.status_when("waiting", |status| status["state"] == "waiting");
             assert_eq!(status["sleep_enabled"], true, "{status:#}");
         }
     }

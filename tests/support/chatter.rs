@@ -144,7 +144,8 @@ fn watch(home: &Home, agent: &Agent, cable: &Cable) {
     );
     let why = agent.json("why");
     let what = why["blockers"][0]["what"].as_str().unwrap();
-    assert!(what.contains("of user traffic on vms0"), "{why:#}");
+    // Of user traffic, or of all if it was measured again without a program.
+    assert!(what.contains("on vms0, above"), "{why:#}");
     assert!(agent.log().contains("cancelled"), "{}", agent.log());
 
     // What is configured holds from the next frame on.

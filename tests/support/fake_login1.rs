@@ -83,11 +83,16 @@ impl Bus {
 
     /// Puts a logind onto it, which stays while the connection does.
     pub(crate) async fn logind(&self, script: Script, machine: &Arc<Machine>) -> zbus::Connection {
+        Self::logind_at(&self.address(), script, machine).await
+    }
+
+    /// The same on the bus at this address.
+    pub(crate) async fn logind_at(address: &str, script: Script, machine: &Arc<Machine>) -> zbus::Connection {
         let manager = Manager {
             script,
             machine: Arc::clone(machine),
         };
-        connection::Builder::address(self.address().as_str())
+        connection::Builder::address(address)
             .serve_at("/org/freedesktop/login1", manager)
             .name("org.freedesktop.login1")
             .build()

@@ -123,6 +123,14 @@ pub(crate) fn frame(len: usize, tagged: bool) -> Vec<u8> {
 
 /// A device without Ethernet header, up; what is sent into it arrives on the device as it is.
 pub(crate) async fn tun(handle: &Handle, name: &str) -> File {
+    let device = device(name, libc::IFF_TUN);
+    up(handle, name).await;
+    device
+}
+
+/// A device, down; what is sent into the file arrives on it, and what it sends is read from the file. `IFF_TAP`: an Ethernet card, `IFF_TUN`:
+/// without Ethernet header.
+pub(crate) fn device(name: &str, kind: libc::c_int) -> File {
     let device = File::options()
         .read(true)
         .write(true)
@@ -134,10 +142,9 @@ pub(crate) async fn tun(handle: &Handle, name: &str) -> File {
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *to = libc::c_char::try_from(from).unwrap();
         }
-        request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI).unwrap();
+        request.ifr_ifru.ifru_flags = libc::c_short::try_from(kind | libc::IFF_NO_PI).unwrap();
         Errno::result(libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &request)).expect("make a tun device");
     }
-    up(handle, name).await;
     device
 }
 

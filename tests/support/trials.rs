@@ -18,6 +18,17 @@ pub(crate) fn as_root(name: &str, test: fn()) -> Trial {
     }
 }
 
+/// A test that needs root, a message bus of its own, and a kernel that can suspend in principle.
+pub(crate) fn with_bus(name: &str, test: fn()) -> Trial {
+    if super::fake_login1::missing() || !std::path::Path::new("/sys/power").is_dir() {
+        Trial::test(name, caught(test))
+            .with_kind("needs root, dbus-daemon and /sys/power")
+            .with_ignored_flag(true)
+    } else {
+        as_root(name, test)
+    }
+}
+
 /// A test that needs root and OpenSSH.
 pub(crate) fn with_sshd(name: &str, test: fn()) -> Trial {
     match super::sshd::missing() {

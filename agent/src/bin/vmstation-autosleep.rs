@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use vmstation_agent::{
     config::{LoadError, Loaded, Policy},
     control::{BindError, ControlServer, DEFAULT_SOCKET},
-    coordinator::Coordinator,
+    coordinator::{Coordinator, Pace},
     driver::{Driver, Parts},
     journal::Journal,
     lock::{InstanceLock, LockError},
@@ -105,12 +105,14 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             .context("cannot read the host name")?
             .to_string_lossy()
             .into_owned();
+        let wake_server = loaded.policy.wake_server.as_ref();
+        let coordinator = Coordinator::new(wake_server, &node, Pace::default());
         let parts = Parts {
             policy: loaded.policy,
             node,
             dry_run: arguments.dry_run,
             journal: Journal::new(&arguments.state_dir),
-            coordinator: Coordinator::Nobody,
+            coordinator,
             warnings,
             reload: Box::new(move || load(&arguments).map_err(|error| error.to_string())),
         };

@@ -18,7 +18,7 @@ use toml::Spanned;
 
 use super::{
     Background, Cidr, Detection, Logging, Notification, NotificationMethod, Policy, ProbeMode, Scope, SshDetection,
-    SshNamespaces,
+    SshNamespaces, WakeServer,
     complaint::{Complaints, quote},
     file::{
         ActivityDetection, ConfigFile, DetectionOverrides, LoggingSection, NetworkBackground, NotificationSection,
@@ -45,6 +45,7 @@ pub(super) fn policy(
     let default = Policy::default();
     let mut check = Check { complaints, notes };
     let general = file.general;
+    let wake_server = check.wake_server(file.wake_server);
 
     check.scopes(&general.probes, &file.activity_detection);
     let inactivity = check.span(
@@ -79,7 +80,14 @@ pub(super) fn policy(
         notification: check.notification(file.notification, &grace),
         grace_period: grace.or(default.grace_period),
         min_awake: min_awake.or(default.min_awake),
-        detection: check.detection(file.activity_detection, file.network_background, overrides.detection),
+        detection: {
+            let mut detection = check.detection(file.activity_detection, file.network_background, overrides.detection);
+            detection
+                .background
+                .ports
+                .extend(wake_server.as_ref().and_then(WakeServer::traffic));
+            detection
+        },
         excluded_namespaces: check
             .list(Setting::ExcludedNamespaces, file.excluded_namespaces, is_namespace)
             .map_or(default.excluded_namespaces, BTreeSet::from_iter),
@@ -94,6 +102,7 @@ pub(super) fn policy(
             None => default.probes,
         },
         sleep: check.sleep(file.sleep),
+        wake_server,
         metrics: check.metrics(file.metrics),
         energy: check.energy(file.energy),
     }

@@ -6,6 +6,7 @@ use humantime::format_duration;
 
 use super::{
     Background, Energy, HookFailure, Metrics, NotificationMethod, Policy, ProbeMode, Scope, Sleep, SshNamespaces,
+    WakeServer,
 };
 
 /// A summary for people, several lines. Shows of a webhook's URL only the host: the rest often is its password.
@@ -23,6 +24,7 @@ pub fn explain(policy: &Policy) -> String {
         logging,
         probes,
         sleep,
+        wake_server,
         metrics,
         energy,
     } = policy;
@@ -130,6 +132,7 @@ pub fn explain(policy: &Policy) -> String {
         ProbeMode::Off => "eBPF programs: never, /proc and /sys only".into(),
     });
     lines.extend(going_to_sleep(sleep));
+    lines.extend(wake_server.as_ref().map(leave));
     lines.extend(figures(metrics));
     lines.extend(watts(energy));
     lines.join("\n")
@@ -172,6 +175,23 @@ fn going_to_sleep(sleep: &Sleep) -> Vec<String> {
             format_duration(*hook_timeout),
         ),
     ]
+}
+
+fn leave(server: &WakeServer) -> String {
+    let WakeServer {
+        url,
+        token_file,
+        ca_file,
+    } = server;
+    let token = match token_file {
+        Some(path) => format!("the token in {}", path.display()),
+        None => "no token".into(),
+    };
+    let trust = match ca_file {
+        Some(path) => format!(", trusted by {}", path.display()),
+        None => String::new(),
+    };
+    format!("sleeps only with the leave of the wake server at {url}{trust}, asked with {token}")
 }
 
 fn figures(metrics: &Metrics) -> Option<String> {

@@ -43,6 +43,7 @@ pub(super) struct ConfigFile {
     pub(super) notification: NotificationSection,
     pub(super) logging: LoggingSection,
     pub(super) sleep: SleepSection,
+    pub(super) wake_server: WakeServerSection,
     pub(super) metrics: MetricsSection,
     pub(super) energy: EnergySection,
 }
@@ -198,6 +199,22 @@ pub(super) struct SleepSection {
     /// Folder with `pre-sleep.d` and `post-wake.d`, an absolute path.
     #[schemars(regex(pattern = "^/"), extend("default" = "/opt/vmstation/power"))]
     pub(super) hooks_folder: Slot<String>,
+}
+
+/// The wake server, which is told what this host does, orders it to sleep, and wakes it. Without its leave the host does not sleep.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(inline)]
+pub(super) struct WakeServerSection {
+    /// Its address, such as https://master:9876; without it there is no wake server.
+    #[schemars(regex(pattern = "^[Hh][Tt][Tt][Pp][Ss]?://[^/?#@]+/?$"))]
+    pub(super) url: Slot<String>,
+    /// File with the token of this node (`vmstation-wake token NODE` makes it), an absolute path; read at each request. Without it requests carry none.
+    #[schemars(regex(pattern = "^/"))]
+    pub(super) token_file: Slot<String>,
+    /// File with the certificates (PEM) that the server's own must be signed by, an absolute path. Without it those that the system trusts.
+    #[schemars(regex(pattern = "^/"))]
+    pub(super) ca_file: Slot<String>,
 }
 
 /// Who is told the figures.

@@ -326,6 +326,7 @@ fn set(file: &mut ConfigFile, setting: Setting, value: Word<'_>) {
         logging,
         network_background: _,
         sleep: _,
+        wake_server: _,
         metrics: _,
         energy: _,
         excluded_namespaces: _,
@@ -374,6 +375,9 @@ fn set(file: &mut ConfigFile, setting: Setting, value: Word<'_>) {
         | Setting::HookTimeout
         | Setting::HookFailure
         | Setting::HooksFolder
+        | Setting::WakeServerUrl
+        | Setting::WakeServerTokenFile
+        | Setting::WakeServerCaFile
         | Setting::MetricsListen
         | Setting::MetricsTextfile
         | Setting::WattsAwake

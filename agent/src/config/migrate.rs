@@ -196,6 +196,9 @@ fn entry(section: &str, key: &str, value: Word<'_>) -> String {
         | Setting::HookTimeout
         | Setting::HookFailure
         | Setting::HooksFolder
+        | Setting::WakeServerUrl
+        | Setting::WakeServerTokenFile
+        | Setting::WakeServerCaFile
         | Setting::MetricsListen
         | Setting::MetricsTextfile
         | Setting::WattsAwake

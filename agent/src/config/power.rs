@@ -1,6 +1,15 @@
-//! The policy of a sleep itself: how the host goes to sleep and comes back, who is told the figures, and what a sleep saves. Plain data.
+//! The policy of a sleep itself: how the host goes to sleep and comes back, who gives leave, who is told the figures, and what a sleep
+//! saves. Plain data.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use agent_ebpf::Transport;
+use hyper::{Uri, http::uri::InvalidUri};
+
+use super::background::{Direction, PortRule};
+
+/// Ports of the web: traffic to them is not all the wake server's.
+const WEB: [u16; 2] = [80, 443];
 
 /// How the host goes to sleep and comes back (`[sleep]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +39,17 @@ pub enum HookFailure {
     Veto,
 }
 
+/// The wake server, which is told what the host does, and without whose leave it does not sleep (`[wake_server]`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WakeServer {
+    /// `http` or `https`, host, and port if one is written; no path, no slash at its end.
+    pub url: String,
+    /// File with the token of this node, an absolute path. `None`: requests carry none.
+    pub token_file: Option<PathBuf>,
+    /// File with the certificates (PEM) that a server at `https` is trusted by, an absolute path. `None`: those the system trusts.
+    pub ca_file: Option<PathBuf>,
+}
+
 /// Who is told the figures (`[metrics]`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Metrics {
@@ -46,6 +66,20 @@ pub struct Energy {
     pub watts_awake: Option<f64>,
     /// Asleep; `None`: 3 W.
     pub watts_asleep: Option<f64>,
+}
+
+impl WakeServer {
+    /// The connections of this host to it, which are no activity. `None`: its port is one of the web, where its own are not told from
+    /// others.
+    pub(super) fn traffic(&self) -> Option<PortRule> {
+        let uri: Result<Uri, InvalidUri> = self.url.parse();
+        let port = uri.ok()?.port_u16().filter(|port| !WEB.contains(port))?;
+        Some(PortRule {
+            port,
+            transport: Transport::Tcp,
+            direction: Direction::Out,
+        })
+    }
 }
 
 impl Default for Sleep {

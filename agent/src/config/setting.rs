@@ -50,6 +50,9 @@ pub(super) enum Setting {
     HookTimeout,
     HookFailure,
     HooksFolder,
+    WakeServerUrl,
+    WakeServerTokenFile,
+    WakeServerCaFile,
     MetricsListen,
     MetricsTextfile,
     WattsAwake,
@@ -69,7 +72,7 @@ pub(super) struct Row {
 }
 
 /// All sections, in the order of the guide.
-pub(super) const SECTIONS: [&str; 10] = [
+pub(super) const SECTIONS: [&str; 11] = [
     "general",
     "activity_detection",
     "network_background",
@@ -78,6 +81,7 @@ pub(super) const SECTIONS: [&str; 10] = [
     "notification",
     "logging",
     "sleep",
+    "wake_server",
     "metrics",
     "energy",
 ];
@@ -86,7 +90,7 @@ const SWITCH: &str = "true or false (also yes or no, on or off, 1 or 0)";
 const TOML_SWITCH: &str = "true or false, without quotes";
 
 impl Setting {
-    pub(super) const ALL: [Self; 44] = [
+    pub(super) const ALL: [Self; 47] = [
         Self::Enabled,
         Self::InactivityTimeout,
         Self::CheckInterval,
@@ -127,6 +131,9 @@ impl Setting {
         Self::HookTimeout,
         Self::HookFailure,
         Self::HooksFolder,
+        Self::WakeServerUrl,
+        Self::WakeServerTokenFile,
+        Self::WakeServerCaFile,
         Self::MetricsListen,
         Self::MetricsTextfile,
         Self::WattsAwake,
@@ -336,6 +343,21 @@ impl Setting {
                 "hooks_folder",
                 "an absolute path, such as \"/opt/vmstation/power\"",
             ),
+            Self::WakeServerUrl => toml_only(
+                "wake_server",
+                "url",
+                "http:// or https://, a host and a port, without a path, such as \"https://master:9876\"",
+            ),
+            Self::WakeServerTokenFile => toml_only(
+                "wake_server",
+                "token_file",
+                "an absolute path, such as \"/etc/vmstation/autosleep/token\"",
+            ),
+            Self::WakeServerCaFile => toml_only(
+                "wake_server",
+                "ca_file",
+                "an absolute path, such as \"/etc/vmstation/autosleep/ca.pem\"",
+            ),
             Self::MetricsListen => toml_only(
                 "metrics",
                 "listen",
@@ -371,9 +393,9 @@ impl Setting {
         }
     }
 
-    /// Whether the value must not be repeated in a message: a webhook's URL often is its password.
+    /// Whether the value must not be repeated in a message: a URL may have a password in it, a webhook's often is one.
     pub(super) const fn is_secret(self) -> bool {
-        matches!(self, Self::WebhookUrl)
+        matches!(self, Self::WebhookUrl | Self::WakeServerUrl)
     }
 }
 

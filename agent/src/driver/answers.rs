@@ -38,7 +38,7 @@ impl Driver {
             Request::SleepCheck { force } => return self.answer_check(order(force), peer, reply, now),
             Request::Sleep { force, hooks } => {
                 tracing::info!(request = name, force, hooks, by = %peer, "an operator orders a sleep");
-                let _gone = reply.send(self.sleep_now(order(force), hooks, peer, now));
+                let _gone = reply.send(self.sleep_now(order(force), hooks, procfs::ancestors(peer.pid), now));
                 return;
             }
             Request::Enable => (IdleEvent::Enable, "sleeping is allowed".into()),
@@ -76,12 +76,11 @@ impl Driver {
         }
     }
 
-    /// Begins an attempt, unless something stands against it.
-    fn sleep_now(&mut self, order: Order, hooks: bool, peer: Peer, now: BootTime) -> Response {
+    /// Begins an attempt, unless something stands against it. `own`: processes of the operator who orders it.
+    pub(super) fn sleep_now(&mut self, order: Order, hooks: bool, own: Vec<u32>, now: BootTime) -> Response {
         if self.attempt.is_some() {
             return Response::refused(RefusalCode::Refused, "an attempt to sleep is under way already");
         }
-        let own = procfs::ancestors(peer.pid);
         self.check(now);
         let objections = self.objections(order, &own, now);
         if !objections.is_empty() {
@@ -114,7 +113,7 @@ impl Driver {
     fn answer_check(&mut self, order: Order, peer: Peer, reply: oneshot::Sender<Response>, now: BootTime) {
         self.check(now);
         let mut objections = self.objections(order, &procfs::ancestors(peer.pid), now);
-        let mut host = self.host(None);
+        let mut host = self.host(None, "");
         tokio::spawn(async move {
             objections.extend(host.objections().await);
             // A client that went away does not want its answer.

@@ -31,6 +31,8 @@ pub(super) struct Running {
     own: Vec<u32>,
     /// Whether load on the CPUs may be that of our hooks, or of what suspends the host.
     load_is_ours: bool,
+    /// Whether it was told that the host sleeps.
+    pub(super) noticed: bool,
     /// Waits for the last reading of the counters.
     go: Option<oneshot::Sender<()>>,
     report: AttemptReport,
@@ -62,6 +64,14 @@ impl Running {
 
     pub(super) const fn report(&self) -> &AttemptReport {
         &self.report
+    }
+}
+
+/// Why the host is to sleep.
+const fn why(order: Option<Order>) -> &'static str {
+    match order {
+        Some(Order::Operator | Order::Forced) => "an operator ordered it",
+        Some(Order::Idle) | None => "nobody uses the host",
     }
 }
 
@@ -102,7 +112,7 @@ impl Driver {
         let login = login.and_then(|fd| fd.try_clone_to_owned().ok());
         let guarded = login.is_some();
         let handle = sleeper::start(
-            self.host(login),
+            self.host(login, why(Some(order))),
             journal,
             plan,
             keeper::boot_id(),
@@ -116,6 +126,7 @@ impl Driver {
             guarded,
             own: pending.own,
             load_is_ours: false,
+            noticed: false,
             go: None,
             report: AttemptReport::begun(self.attempts, order),
         });
@@ -141,7 +152,7 @@ impl Driver {
         let same_boot = record.boot_id == keeper::boot_id();
         let journal = self.parts.journal.clone();
         let handle = sleeper::recover(
-            self.host(None),
+            self.host(None, why(None)),
             journal,
             record,
             &keeper::boot_id(),
@@ -155,6 +166,7 @@ impl Driver {
             guarded: false,
             own: Vec::new(),
             load_is_ours: true,
+            noticed: false,
             go: None,
             report: AttemptReport {
                 asleep_s: has_slept.then_some(slept.as_secs_f64()),
@@ -167,13 +179,14 @@ impl Driver {
         }
     }
 
-    /// `login`: see [`HostParts::login`].
-    pub(super) fn host(&self, login: Option<OwnedFd>) -> Host {
+    /// `login`, `reason`: see [`HostParts`].
+    pub(super) fn host(&self, login: Option<OwnedFd>, reason: &'static str) -> Host {
         Host::new(HostParts {
             sleep: self.parts.policy.sleep.clone(),
             interfaces: self.parts.policy.detection.interfaces.clone(),
             dry_run: self.parts.dry_run,
-            coordinator: self.parts.coordinator,
+            coordinator: self.parts.coordinator.clone(),
+            reason,
             node: self.parts.node.clone(),
             login,
             places: Places::default(),
@@ -215,6 +228,9 @@ impl Driver {
     pub(super) fn attempt_progress(&mut self, progress: Progress, now: BootTime) {
         match progress {
             Progress::Began(step) => {
+                if step == Step::Leave && self.talks_to_wake_server() {
+                    self.begin_own_traffic();
+                }
                 let hooks = self.parts.policy.sleep.hooks_folder.join("pre-sleep.d");
                 if let Some(running) = &mut self.attempt {
                     running.report.step = Some(step.to_string());
@@ -235,10 +251,11 @@ impl Driver {
                 }
             }
             Progress::Notice(done) => {
-                let why = match self.order() {
-                    Some(Order::Operator | Order::Forced) => "an operator ordered it",
-                    Some(Order::Idle) | None => "nobody uses the host",
-                };
+                let why = why(self.order());
+                if let Some(running) = &mut self.attempt {
+                    running.noticed = true;
+                }
+                self.tell_wake_server(now);
                 self.tell(NoticeEvent::Sleeping, why.into(), None);
                 match &mut self.own_traffic {
                     Some(own) => own.waits = Some(done),
@@ -267,6 +284,8 @@ impl Driver {
 
     fn attempt_ended(&mut self, report: &Report, now: BootTime) {
         let Some(running) = self.attempt.take() else { return };
+        // What a leave that was refused has sent.
+        self.delivered();
         let document = running.report.ended(report, now);
         tracing::info!(ending = ?report.ending, times = report.times(), own_ms = report.own_time().as_millis(), "the attempt to sleep is over");
         let reason = document.reason.clone().unwrap_or_default();
@@ -364,13 +383,17 @@ impl Driver {
             self.idle.state(),
             State::Grace { .. } | State::Preparing(_) | State::Confirming(_)
         );
-        let uses_network = super::notification_method(&self.parts.policy) != NotificationMethod::Log;
-        if on_the_way && uses_network && self.own_traffic.is_none() {
-            self.sensors.disarm_edges();
-            self.own_traffic = Some(OwnTraffic {
-                before: self.sensors.traffic(),
-                waits: None,
-            });
+        let report = match event {
+            NoticeEvent::Sleeping => self.report_under_way(),
+            NoticeEvent::GoingToSleep
+            | NoticeEvent::Awake
+            | NoticeEvent::SleepRefused
+            | NoticeEvent::SleepFailed
+            | NoticeEvent::Test => None,
+        };
+        let is_log = super::notification_method(&self.parts.policy) == NotificationMethod::Log;
+        if on_the_way && (!is_log || report.is_some()) {
+            self.begin_own_traffic();
         }
         let sleeps_at = sleeps_in.and_then(|left| power_log::wall_clock().checked_add(left).ok());
         self.notifier.tell(Notice {
@@ -381,9 +404,25 @@ impl Driver {
         if self.own_traffic.is_some() {
             let (notifier, delivered) = (self.notifier.clone(), self.sources.delivered_to());
             tokio::spawn(async move {
-                notifier.drained(NOTICE_DEADLINE).await;
+                let report = async {
+                    if let Some(report) = report {
+                        report.await;
+                    }
+                };
+                tokio::join!(notifier.drained(NOTICE_DEADLINE), report);
                 // Without a driver nobody waits for it.
                 let _told = delivered.send(()).await;
+            });
+        }
+    }
+
+    /// From here on traffic may be our own.
+    fn begin_own_traffic(&mut self) {
+        if self.own_traffic.is_none() {
+            self.sensors.disarm_edges();
+            self.own_traffic = Some(OwnTraffic {
+                before: self.sensors.traffic(),
+                waits: None,
             });
         }
     }
@@ -399,19 +438,31 @@ impl Driver {
         }
     }
 
-    /// Sees to it that the network cards can wake the host: at the start, when links change, and after every resume (fault S10).
+    /// Sees to it that the network cards can wake the host: at the start, when links change, and after every resume (fault S10); and that
+    /// the wake server knows whether they do.
     ///
     /// Not twice at a time: pods that come and go change links by the dozen, and each sleep arms them again.
     pub(super) fn arm_cards(&mut self) {
         let sleep = &self.parts.policy.sleep;
         let is_arming = self.arming.as_ref().is_some_and(|arming| !arming.is_finished());
-        if self.parts.dry_run || !sleep.arm_wol || is_arming {
+        let arms = sleep.arm_wol && !self.parts.dry_run;
+        let board = self.wake_server.board();
+        if is_arming || (!arms && board.is_none()) {
             return;
         }
         let interfaces = self.parts.policy.detection.interfaces.clone();
         let arming = spawn_blocking(move || {
-            if let Err(error) = wol::arm_all(Path::new("/sys"), &interfaces) {
-                tracing::warn!(error = &error as &dyn std::error::Error, "Wake-on-LAN cannot be armed");
+            let ports = if arms {
+                wol::arm_all(Path::new("/sys"), &interfaces)
+            } else {
+                wol::ports(Path::new("/sys"), &interfaces)
+            };
+            if let Err(error) = &ports {
+                let error = error as &dyn std::error::Error;
+                tracing::warn!(error, arms, "the network cards' Wake-on-LAN cannot be read or armed");
+            }
+            if let Some(board) = board {
+                board.ports(ports.ok().as_deref());
             }
         });
         self.arming = Some(arming);

@@ -5,24 +5,20 @@
 
 use std::{error::Error, fmt, io, time::Duration};
 
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::Full;
 use hyper::{
     Request, StatusCode, Uri,
-    body::{Bytes, Incoming},
+    body::Bytes,
     header::{CONTENT_TYPE, USER_AGENT},
 };
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::{
-    client::legacy::{self, Client, connect::HttpConnector},
-    rt::TokioExecutor,
-};
-use rustls::{ClientConfig, RootCertStore};
+use hyper_util::client::legacy;
 use tokio::time::{sleep, timeout};
 
 use super::message::Message;
 use crate::{
     clock::BootTime,
     config::{NotificationMethod, url_host},
+    https::{self, Trust},
     printable::{printable, with_causes},
 };
 
@@ -151,11 +147,15 @@ async fn post(host: &str, uri: &Uri, body: Bytes) -> Result<StatusCode, Delivery
         host: host.into(),
         cause,
     };
-    let client = client(uri.scheme_str() == Some("https")).await.map_err(unreachable)?;
+    let trust = match uri.scheme_str() {
+        Some("https") => Trust::System,
+        Some(_) | None => Trust::Nobody,
+    };
+    let client = https::client(trust).await.map_err(unreachable)?;
     let request = || {
         Request::post(uri.clone())
             .header(CONTENT_TYPE, "application/json")
-            .header(USER_AGENT, concat!("vmstation-autosleep/", env!("CARGO_PKG_VERSION")))
+            .header(USER_AGENT, https::USER_AGENT)
             .body(Full::new(body.clone()))
             .map_err(|error| DeliveryError::Request {
                 host: host.into(),
@@ -169,56 +169,9 @@ async fn post(host: &str, uri: &Uri, body: Bytes) -> Result<StatusCode, Delivery
     }
     let answer = answer.map_err(|error| unreachable(with_causes(&error)))?;
     let status = answer.status();
-    read_some(answer.into_body()).await;
+    // What it says does not matter.
+    let _read = https::read(answer.into_body(), LONGEST_ANSWER).await;
     Ok(status)
-}
-
-/// Takes the answer off the connection as far as it is short; what it says does not matter.
-async fn read_some(mut body: Incoming) {
-    let mut read = 0;
-    while read < LONGEST_ANSWER
-        && let Some(Ok(frame)) = body.frame().await
-    {
-        read += frame.data_ref().map_or(0, Bytes::len);
-    }
-}
-
-type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
-
-/// A client for one delivery. The certificates are those the system trusts, `SSL_CERT_FILE` and `SSL_CERT_DIR` included.
-async fn client(with_tls: bool) -> Result<HttpClient, String> {
-    let roots = if with_tls {
-        tokio::task::spawn_blocking(trusted)
-            .await
-            .map_err(|error| format!("cannot read the trusted certificates: {error}"))??
-    } else {
-        RootCertStore::empty()
-    };
-    let tls = ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| format!("cannot set up TLS: {error}"))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let connector = HttpsConnectorBuilder::new()
-        .with_tls_config(tls)
-        .https_or_http()
-        .enable_http1()
-        .build();
-    Ok(Client::builder(TokioExecutor::new())
-        .pool_max_idle_per_host(0)
-        .build(connector))
-}
-
-fn trusted() -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    // A file among them that is broken costs no more than itself.
-    let (_usable, _broken) = roots.add_parsable_certificates(found.certs);
-    match (roots.is_empty(), found.errors.first()) {
-        (false, _) => Ok(roots),
-        (true, Some(error)) => Err(format!("cannot read the trusted certificates: {error}")),
-        (true, None) => Err("no trusted certificates on this host; install the package ca-certificates".into()),
-    }
 }
 
 /// Whether a second attempt could do better: nobody was connected to, and not because of TLS.

@@ -19,6 +19,7 @@ use tokio::{
 use super::Outside;
 use crate::{
     attempt::{Step, Went},
+    clock::BootTime,
     config::{HookFailure, Sleep},
     coordinator::Coordinator,
     hooks::{self, KEPT_OUTPUT, Limits},
@@ -58,6 +59,8 @@ pub struct HostParts {
     pub dry_run: bool,
     /// Who gives leave.
     pub coordinator: Coordinator,
+    /// Why the host is to sleep, in words, for who gives leave.
+    pub reason: &'static str,
     /// Name of the node, for hooks.
     pub node: String,
     /// Becomes readable when somebody may be logging in, which ends a suspend that is under way without anybody's doing.
@@ -233,6 +236,17 @@ impl Host {
         }
     }
 
+    async fn ask_leave(&self, journal: &Journal, record: &mut Record) -> Went {
+        match self.parts.coordinator.ask_leave(self.parts.reason).await {
+            Ok(None) => Went::Well,
+            Ok(leave) => {
+                record.leave = leave;
+                written(journal, record)
+            }
+            Err(why) => Went::Refused(why),
+        }
+    }
+
     async fn set_alarm(&self, journal: &Journal, record: &mut Record) -> Went {
         let Some(after) = self.parts.sleep.wake_after else {
             return Went::Well;
@@ -329,7 +343,7 @@ impl Outside for Host {
                 self.logind = None;
                 self.stand_against().await
             }
-            Step::Leave => refused(self.parts.coordinator.ask_leave().await),
+            Step::Leave => self.ask_leave(journal, record).await,
             Step::Hooks => self.pre_sleep_hooks().await,
             Step::Sync => match timeout(SYNC_DEADLINE, spawn_blocking(nix::unistd::sync)).await {
                 Ok(_synced) => Went::Well,
@@ -345,6 +359,9 @@ impl Outside for Host {
                 self.veto = veto(self.parts.login.as_ref());
                 self.hand_count_back()
             }
+            Step::Suspend if record.leave.is_some_and(|leave| leave.is_over(BootTime::now())) => {
+                Went::Refused("the wake server's leave to sleep expired before the host was ready".into())
+            }
             Step::Suspend => self.suspend().await,
             // The driver's.
             Step::Notice | Step::Confirm => Went::Well,
@@ -356,7 +373,11 @@ impl Outside for Host {
             return;
         }
         match step {
-            Step::Leave => self.parts.coordinator.hand_back().await,
+            Step::Leave => {
+                if let Some(leave) = record.leave {
+                    self.parts.coordinator.hand_back(leave).await;
+                }
+            }
             Step::Hooks => {
                 let mut environment = self.environment("post-wake");
                 environment.push(("VMSTATION_OUTCOME", ending.into()));

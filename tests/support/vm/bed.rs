@@ -26,6 +26,8 @@ pub(crate) const NAP: Duration = Duration::from_millis(2500);
 pub(crate) const ARMED: &str = "ens-armed";
 pub(crate) const LYING: &str = "ens-lying";
 pub(crate) const REFUSING: &str = "ens-refusing";
+/// The one with a cable to a LAN. It is down but for the trials that are about that.
+pub(crate) const LAN: &str = "ens-lan";
 
 /// A task that nobody can freeze: it waits to write to a file system that takes no writes. Busy writers alone sometimes freeze in time.
 pub(crate) const EBUSY: &str = "set -e
@@ -48,7 +50,7 @@ if mountpoint --quiet /var/trial/frozen; then umount /var/trial/frozen; fi
 echo 20000 >/sys/power/pm_freeze_timeout
 ";
 
-/// Names the cards, gives the one that has a cable its address and lets root log in with a key.
+/// Names the cards, gives the one that leads to us its address and lets root log in with a key.
 const PREPARE: &str = r#"set -e
 systemctl --quiet reset-failed
 name() {
@@ -60,6 +62,7 @@ name() {
 name 52:54:00:12:34:01 ens-armed
 name 52:54:00:12:34:02 ens-lying
 name 52:54:00:12:34:03 ens-refusing
+name 52:54:00:12:34:04 ens-lan
 ip address replace 10.0.2.15/24 dev ens-armed
 mkdir -p /root/.ssh /run/sshd
 chmod 700 /root/.ssh
@@ -69,15 +72,19 @@ systemctl start ssh.service
 
 /// Ends what a trial may have left, and says so if it cannot.
 const RESTORE: &str = r#"
-systemctl stop vmstation-autosleep.service 2>/dev/null
+systemctl stop vmstation-autosleep.service vmstation-wake-event.service 2>/dev/null
 systemctl reset-failed 2>/dev/null
 shutdown -c 2>/dev/null
 echo none >/sys/power/pm_test
 echo 0 >/sys/class/rtc/rtc0/wakealarm
-rm -rf /var/lib/vmstation /var/log/vmstation /etc/vmstation /opt/vmstation /etc/systemd/system/vmstation-autosleep.service.d /var/trial
+rm -rf /var/lib/vmstation /var/lib/private/vmstation /var/log/vmstation /etc/vmstation /opt/vmstation /etc/systemd/system/vmstation-autosleep.service.d /var/trial
 mkdir -p /var/trial
 ethtool -s ens-armed wol d
 ethtool -s ens-lying wol d
+ethtool -s ens-lan wol d
+ip address flush dev ens-lan
+ip link set ens-lan down
+hostname "$(cat /etc/hostname)"
 "#;
 
 /// The guest and its wires.
@@ -88,6 +95,17 @@ pub(crate) struct Bed {
     pub(crate) webhook: WebhookListener,
     /// Folder in the guest with the programs.
     pub(crate) payload: String,
+    /// Ends of the cable of [`LAN`].
+    pub(crate) cable: CableEnds,
+}
+
+/// Datagram sockets by their paths; each datagram is a frame.
+#[derive(Clone, Debug)]
+pub(crate) struct CableEnds {
+    /// Takes what is sent to the guest.
+    pub(crate) guest: PathBuf,
+    /// Where what the guest sends goes, if anybody has made it.
+    pub(crate) lan: PathBuf,
 }
 
 /// Why there is no guest to try anything with, if so.
@@ -114,7 +132,8 @@ impl Bed {
     fn connect() -> Self {
         let description = std::env::var(VARIABLE).unwrap();
         let description: Value = serde_json::from_str(&description).unwrap();
-        let path = |key: &str| PathBuf::from(description[key].as_str().unwrap());
+        let as_path = |text: &Value| PathBuf::from(text.as_str().unwrap());
+        let path = |key: &str| as_path(&description[key]);
         let port = |key: &str| u16::try_from(description[key].as_u64().unwrap()).unwrap();
         let mut bed = Self {
             qmp: Qmp::connect(&path("qmp")),
@@ -122,6 +141,10 @@ impl Bed {
             login: Login::new(port("ssh_port")),
             webhook: WebhookListener::start(port("webhook_port")),
             payload: path("payload").display().to_string(),
+            cable: CableEnds {
+                guest: as_path(&description["cable"]["guest"]),
+                lan: as_path(&description["cable"]["lan"]),
+            },
         };
         let up = bed.channel.run("systemctl is-system-running --wait", BOOT);
         let state = up.text.trim();

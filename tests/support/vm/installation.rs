@@ -21,6 +21,8 @@ pub(crate) struct Settings<'a> {
     pub(crate) interfaces: &'a [&'a str],
     /// Further lines of `[sleep]`.
     pub(crate) sleep: &'a str,
+    /// Lines of `[wake_server]`; empty: there is none.
+    pub(crate) wake_server: &'a str,
     /// Lines of a drop-in for the unit.
     pub(crate) unit: &'a str,
 }
@@ -34,6 +36,7 @@ impl Default for Settings<'_> {
             min_awake: "2s",
             interfaces: &[ARMED],
             sleep: "",
+            wake_server: "",
             unit: "",
         }
     }
@@ -46,6 +49,7 @@ pub(crate) const EAGER: Settings<'_> = Settings {
     min_awake: "15s",
     interfaces: &[ARMED],
     sleep: "",
+    wake_server: "",
     unit: "",
 };
 
@@ -91,7 +95,12 @@ impl<'a> Installation<'a> {
             "[notification]\nenabled = true\nbefore = \"2s\"\nmethod = \"webhook\"\nwebhook_url = \"http://10.0.2.100/hook\""
         )
         .unwrap();
-        writeln!(toml, "[sleep]\n{}", settings.sleep).unwrap();
+        writeln!(
+            toml,
+            "[sleep]\n{}\n[wake_server]\n{}",
+            settings.sleep, settings.wake_server
+        )
+        .unwrap();
         self.bed
             .channel
             .write("/etc/vmstation/autosleep/autosleep.toml", "644", &toml);

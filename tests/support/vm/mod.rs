@@ -9,14 +9,22 @@ pub(crate) mod webhook;
 
 use libtest_mimic::{Arguments, Trial};
 
-/// Runs these trials, one after the other; lists them as ignored where there is no guest.
-pub(crate) fn run<'a>(trials: impl Iterator<Item = &'a (&'static str, fn())>) -> ! {
+/// Runs these trials, one after the other.
+pub(crate) fn run(trials: impl Iterator<Item = Trial>) -> ! {
     let arguments = Arguments {
         test_threads: Some(1),
         ..Arguments::from_args()
     };
-    let missing = bed::missing();
-    let trial = |(name, test): &(&'static str, fn())| {
+    libtest_mimic::run(&arguments, trials.collect()).exit()
+}
+
+/// Lists trials as ignored where there is no guest, or, if they `lack` something else, for that.
+pub(crate) fn trials<'a>(
+    trials: impl IntoIterator<Item = &'a (&'static str, fn())>,
+    lack: Option<&'static str>,
+) -> impl Iterator<Item = Trial> {
+    let missing = bed::missing().or(lack);
+    trials.into_iter().map(move |(name, test)| {
         let test = *test;
         let trial = Trial::test(*name, move || {
             test();
@@ -26,6 +34,5 @@ pub(crate) fn run<'a>(trials: impl Iterator<Item = &'a (&'static str, fn())>) ->
             None => trial,
             Some(why) => trial.with_kind(why).with_ignored_flag(true),
         }
-    };
-    libtest_mimic::run(&arguments, trials.map(trial).collect()).exit()
+    })
 }

@@ -1,12 +1,14 @@
-//! The checks of `[sleep]`, `[metrics]` and `[energy]`.
+//! The checks of `[sleep]`, `[wake_server]`, `[metrics]` and `[energy]`.
 
 use std::path::PathBuf;
 
+use hyper::{Uri, http::uri::InvalidUri};
+
 use super::{Check, Checked, DAY, MINUTE, SECOND, valid};
 use crate::config::{
-    Energy, HookFailure, Metrics, Sleep,
+    Energy, HookFailure, Metrics, Sleep, WakeServer,
     complaint::quote,
-    file::{EnergySection, MetricsSection, SleepSection},
+    file::{EnergySection, MetricsSection, SleepSection, WakeServerSection},
     setting::Setting,
     value::{Hint, OnHookFailure, Slot},
 };
@@ -47,6 +49,47 @@ impl Check<'_, '_> {
                 .good()
                 .map_or(default.hooks_folder, PathBuf::from),
         }
+    }
+
+    /// `None` also after a complaint.
+    pub(super) fn wake_server(&mut self, written: WakeServerSection) -> Option<WakeServer> {
+        let url = self.one(Setting::WakeServerUrl, written.url, is_server);
+        let token = self.one(Setting::WakeServerTokenFile, written.token_file, is_absolute);
+        let ca = self.one(Setting::WakeServerCaFile, written.ca_file, is_absolute);
+        if url.is_absent() {
+            for (setting, file) in [(Setting::WakeServerTokenFile, &token), (Setting::WakeServerCaFile, &ca)] {
+                if let Checked::Good(_, origin) = file {
+                    let message = format!(
+                        "{} in [wake_server] means nothing without `url`",
+                        quote(setting.name(origin))
+                    );
+                    let hint = Setting::WakeServerUrl.takes(origin);
+                    self.about(origin, message, Some(format!("set `url` to {hint}")));
+                }
+            }
+        }
+        let url = url.good()?.trim_end_matches('/').to_owned();
+        let (token_file, ca_file) = (token.good().map(PathBuf::from), ca.good().map(PathBuf::from));
+        let is_plain = url.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("http:"));
+        if is_plain && ca_file.is_some() {
+            let note = "`ca_file` in [wake_server] means nothing for a `url` that begins with http://";
+            self.notes.push(note.into());
+        }
+        if token_file.is_none() {
+            let note = "[wake_server] has no `token_file`: only a server without a token, at 127.0.0.1, will listen to this node";
+            self.notes.push(note.into());
+        }
+        let server = WakeServer {
+            url,
+            token_file,
+            ca_file,
+        };
+        if server.traffic().is_none() {
+            let note =
+                "`url` in [wake_server] has the port of web servers: what is said to the wake server counts as traffic";
+            self.notes.push(note.into());
+        }
+        Some(server)
     }
 
     pub(super) fn metrics(&mut self, written: MetricsSection) -> Metrics {
@@ -95,6 +138,25 @@ impl Check<'_, '_> {
 #[expect(clippy::ptr_arg, reason = "a check of a `Slot<String>`")]
 fn is_absolute(path: &String) -> Result<(), Hint> {
     valid(path.starts_with('/') && !path.contains('\0'))
+}
+
+/// Scheme, host, and a port if any.
+#[expect(clippy::ptr_arg, reason = "a check of a `Slot<String>`")]
+fn is_server(url: &String) -> Result<(), Hint> {
+    let uri: Result<Uri, InvalidUri> = url.parse();
+    let Ok(uri) = uri else {
+        return valid(false);
+    };
+    let scheme = matches!(uri.scheme_str(), Some("http" | "https"));
+    // What is before the host, a user, is in the way too.
+    let host = uri.host().filter(|host| !host.is_empty());
+    let port = host.and_then(|host| uri.authority()?.as_str().strip_prefix(host));
+    let port = port.is_some_and(|port| match port.strip_prefix(':') {
+        Some(port) => port.parse().is_ok_and(|port: u16| port != 0),
+        None => port.is_empty(),
+    });
+    // A fragment is cut off when a URL is read.
+    valid(scheme && port && uri.path() == "/" && uri.query().is_none() && !url.contains(['?', '#']))
 }
 
 /// node_exporter reads no file of another name.
