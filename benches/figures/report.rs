@@ -28,6 +28,10 @@ fn title(section: &str) -> &str {
         "latency" => "From the kernel to the agent",
         "attempt" => "From the decision to sleep to the order to suspend",
         "agents" => "Whole agents, side by side",
+        "held" => "10,000 nodes, and a long-poll of every one",
+        "status" => "The status of 10,000 nodes",
+        "senders" => "Magic packets, beside other senders",
+        "all" => "`/wake/all` of 10,000 nodes, without a stagger",
         other => other,
     }
 }
@@ -61,14 +65,20 @@ pub(crate) fn table(figures: &[Figure]) -> String {
 
 /// Writes table and plot into `folder`.
 pub(crate) fn write(folder: &Path, figures: &[Figure]) -> Result<()> {
+    put(folder, (BEGIN, END), figures)?;
+    plot(&folder.join("results.svg"), figures)
+}
+
+/// Writes the table into `folder`'s README.md, between two marks.
+pub(crate) fn put(folder: &Path, (begin, end): (&str, &str), figures: &[Figure]) -> Result<()> {
     let readme = folder.join("README.md");
     let text = fs::read_to_string(&readme)?;
     let (before, rest) = text
-        .split_once(BEGIN)
+        .split_once(begin)
         .context("README.md has no begin of the results")?;
-    let (_, after) = rest.split_once(END).context("README.md has no end of the results")?;
-    fs::write(&readme, format!("{before}{BEGIN}\n\n{}{END}{after}", table(figures)))?;
-    plot(&folder.join("results.svg"), figures)
+    let (_, after) = rest.split_once(end).context("README.md has no end of the results")?;
+    fs::write(&readme, format!("{before}{begin}\n\n{}{end}{after}", table(figures)))?;
+    Ok(())
 }
 
 /// A panel for each section and unit, a bar for each figure.
