@@ -12,7 +12,10 @@ use agent_ebpf::{SshCounters, SshRecord, SshRecordKind};
 use nix::{
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::resource::{Resource, getrlimit, setrlimit},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        socket::{Backlog, listen},
+    },
 };
 use vmstation_agent::{
     clock::BootTime,
@@ -268,23 +271,19 @@ pub(crate) fn a_flood_of_connections_is_counted_and_bounded() {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
     let listener = TcpListener::bind("[::1]:0").unwrap();
+    // All of them fit, however late they are accepted: one that did not would be tried again, later each time.
+    listen(&listener, Backlog::new(2000).unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
     let mut probes = all_running(&[address.port()]);
     let memory = map_memory();
-    let accepts = thread::spawn(move || {
-        let held: Vec<_> = (0..AT_ONCE * CLIENTS).map(|_| listener.accept().unwrap()).collect();
-        drop(held);
-    });
-    let clients = (0..CLIENTS).map(|_| {
-        thread::spawn(move || {
-            let held: Vec<_> = (0..AT_ONCE).map(|_| TcpStream::connect(address).unwrap()).collect();
-            held.iter().for_each(netns::reset_on_close);
-        })
-    });
-    for client in clients.collect::<Vec<_>>() {
-        client.join().unwrap();
-    }
-    accepts.join().unwrap();
+    let accepts =
+        thread::spawn(move || -> Vec<_> { (0..AT_ONCE * CLIENTS).map(|_| listener.accept().unwrap()).collect() });
+    let connect = move || -> Vec<_> { (0..AT_ONCE).map(|_| TcpStream::connect(address).unwrap()).collect() };
+    let clients: Vec<_> = (0..CLIENTS).map(|_| thread::spawn(connect)).collect();
+    let held: Vec<_> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+    let accepted = accepts.join().unwrap();
+    held.iter().for_each(netns::reset_on_close);
+    drop((held, accepted));
     let all = AT_ONCE * CLIENTS;
     // Every opening counts, and every end of what was opened: none is left in the kernel when its socket is gone.
     eventually(|| probes.ssh().map(|seen| (seen.opened, seen.closed)), &Ok((all, all)));
