@@ -15,8 +15,10 @@ use serde_json::Value;
 
 use super::wait::{eventually, wait_until};
 
-/// Longest wait for the agent to answer after its start, or to end after a signal.
+/// Longest wait for the agent to end after a signal.
 const DEADLINE: Duration = Duration::from_secs(20);
+/// Longest wait for it to answer after its start: an emulated machine that starts others beside it reads the program from a cold disk.
+const START: Duration = Duration::from_secs(120);
 
 /// A folder for one agent after another: configuration, state, socket, logs.
 pub(crate) struct Home {
@@ -85,7 +87,7 @@ impl Home {
             child,
             home: self.path().into(),
         };
-        let answers = wait_until(DEADLINE, || {
+        let answers = wait_until(START, || {
             assert!(
                 agent.child.try_wait().unwrap().is_none(),
                 "the agent ended: {}",
