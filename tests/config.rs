@@ -3,8 +3,8 @@
 use std::{fs, path::Path, time::Duration};
 
 use vmstation_agent::config::{
-    Format, HookFailure, Invalid, IpProtocol, LoadError, Loaded, NotificationMethod, Policy, ProbeMode, Scope, Sleep,
-    SshNamespaces, WakeServer, explain, migrate, schema,
+    Format, HookFailure, Invalid, IpProtocol, Kubernetes, KubernetesApi, LoadError, Loaded, NotificationMethod, Policy,
+    ProbeMode, Scope, Sleep, SshNamespaces, WakeServer, explain, migrate, schema,
 };
 
 const GUIDE: &str = include_str!("fixtures/guide.conf");
@@ -177,6 +177,9 @@ fn every_toml_setting_means_what_it_says() {
     assert_eq!(policy.metrics.textfile.as_deref(), Some(Path::new(textfile)));
     let energy = (policy.energy.watts_awake, policy.energy.watts_asleep);
     assert_eq!(energy, (Some(45.0), Some(2.5)));
+    let kubeconfig = "/etc/vmstation/autosleep/kubeconfig";
+    assert_eq!(policy.kubernetes.api, KubernetesApi::Kubeconfig(kubeconfig.into()));
+    assert_eq!(policy.kubernetes.node.as_deref(), Some("node-1"));
     let summary = explain(&toml(FULL_TOML));
     for said in [
         "suspends to RAM, or to idle where there is no deep state; Wake-on-LAN is left as it is; \
@@ -400,7 +403,7 @@ fn the_schema_knows_every_setting_and_its_default() {
             }
         }
     }
-    assert_eq!((sections.len(), settings, lists.len()), (9, 45, 2));
+    assert_eq!((sections.len(), settings, lists.len()), (10, 48, 2));
     assert_eq!(toml(&defaults), Policy::default());
     assert_eq!(
         schema["properties"]["activity_detection"]["properties"]["cpu_threshold_percent"]["maximum"],
@@ -537,6 +540,43 @@ fn figures_for_everybody_are_pointed_out() {
     assert_eq!(notes("127.0.0.1:9877") + &notes("[::1]:9877"), "");
     for open in ["0.0.0.0:9877", "192.168.1.9:9877", "[::]:9877"] {
         assert!(notes(open).contains("there is no password"), "{open}");
+    }
+}
+
+#[test]
+fn the_kubernetes_api_is_found_as_written() {
+    let parsed = |text: &str| parse(&format!("[kubernetes]\n{text}"), Format::Toml).unwrap().policy;
+    assert_eq!(parsed("").kubernetes, Kubernetes::default());
+    assert_eq!(
+        parsed("api = \"in-cluster\"\n").kubernetes.api,
+        KubernetesApi::InCluster
+    );
+    assert_eq!(parsed("node = \"a.b-1\"\n").kubernetes.node.as_deref(), Some("a.b-1"));
+    let off = parsed("api = \"off\"\n");
+    assert_eq!(off.kubernetes.api, KubernetesApi::Off);
+    assert!(
+        explain(&off).contains("the Kubernetes API is not asked"),
+        "{}",
+        explain(&off)
+    );
+}
+
+#[test]
+fn f5_a_kubernetes_section_that_cannot_be_is_complained_about() {
+    let cases = [
+        ("api = \"yes\"", "hint: \"auto\", \"in-cluster\" or \"off\""),
+        ("kubeconfig = \"kubeconfig\"", "an absolute path"),
+        ("node = \"Node-1\"", "the name of a node"),
+        ("node = \"a,spec.nodeName=b\"", "the name of a node"),
+        (
+            "api = \"off\"\nkubeconfig = \"/k\"",
+            "`kubeconfig` in [kubernetes] means nothing unless `api` is auto",
+        ),
+        ("nodes = \"a\"", "did you mean `node`?"),
+    ];
+    for (text, said) in cases {
+        let wrong = complaints(&format!("[kubernetes]\n{text}\n"), Format::Toml);
+        assert!(wrong.contains(said), "{text}: {wrong}");
     }
 }
 

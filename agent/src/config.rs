@@ -25,6 +25,7 @@ mod complaint;
 mod explain;
 mod file;
 mod ini;
+mod kubernetes;
 mod migrate;
 mod power;
 mod setting;
@@ -36,6 +37,7 @@ pub use complaint::{Complaint, Invalid};
 pub use explain::explain;
 pub(crate) use explain::host as url_host;
 pub use file::schema;
+pub use kubernetes::{Kubernetes, KubernetesApi};
 pub use migrate::migrate;
 pub use power::{Energy, HookFailure, Metrics, Sleep, WakeServer};
 
@@ -78,6 +80,8 @@ pub struct Policy {
     pub metrics: Metrics,
     /// What the host draws.
     pub energy: Energy,
+    /// Where this node's pods are asked for.
+    pub kubernetes: Kubernetes,
 }
 
 /// What counts as activity; `None` or `false`: not looked at.
@@ -434,6 +438,7 @@ impl Default for Policy {
             wake_server: None,
             metrics: Metrics::default(),
             energy: Energy::default(),
+            kubernetes: Kubernetes::default(),
         }
     }
 }

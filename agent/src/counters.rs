@@ -31,6 +31,8 @@ pub enum Source {
     Plain,
     /// `/proc`, `/sys` or netlink, because the program does not run; why.
     Fallback(String),
+    /// The Kubernetes API.
+    Kubernetes,
 }
 
 /// A cumulative signal that two can tell: the kernel's plain counters, which never stop counting, and our program, while it is attached.
@@ -226,6 +228,7 @@ impl fmt::Display for Source {
             Self::Kernel => f.write_str("eBPF"),
             Self::Plain => f.write_str("plain counters"),
             Self::Fallback(why) => write!(f, "fallback: {why}"),
+            Self::Kubernetes => f.write_str("Kubernetes API"),
         }
     }
 }

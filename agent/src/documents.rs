@@ -232,6 +232,7 @@ fn reason_key(reason: &Reason) -> (&'static str, String) {
         Reason::Cpu { .. } => ("cpu", String::new()),
         Reason::Ssh(session) => ("ssh", SocketAddr::new(session.peer, session.peer_port).to_string()),
         Reason::Pod(pod) => ("pods", pod.clone()),
+        Reason::MorePods(_) => ("pods", String::new()),
         Reason::PreventSleep(pod) => ("prevent_sleep", pod.clone()),
         Reason::Unreadable { signal, .. } => ("unreadable", signal.to_string()),
         Reason::StateUnsaved(_) => ("state", String::new()),
@@ -296,6 +297,10 @@ fn reason_blocker(reason: &Reason) -> Blocker {
         Reason::Pod(pod) => Blocker {
             by: vec![pod.clone()],
             remedy: format!("pod {pod} gone"),
+            ..base
+        },
+        Reason::MorePods(_) => Blocker {
+            remedy: "the other pods gone".into(),
             ..base
         },
         Reason::PreventSleep(pod) => Blocker {
@@ -476,6 +481,10 @@ fn signal<T>(name: SignalName, reading: &Reading<T>) -> Signal {
         Reading::Known {
             source: Source::Plain, ..
         } => (SignalSource::Plain, None),
+        Reading::Known {
+            source: Source::Kubernetes,
+            ..
+        } => (SignalSource::Kubernetes, None),
         Reading::Known {
             source: Source::Fallback(why),
             ..

@@ -15,6 +15,7 @@ mod answers;
 mod attempts;
 mod contact;
 mod figures;
+mod pods;
 
 use std::time::Duration;
 
@@ -41,6 +42,7 @@ use crate::{
     keeper::Keeper,
     memory,
     notify::{Notice, NoticeEvent, Notifier},
+    pods::Pods,
     probes::Family,
     report::AttemptReport,
     sample::Sample,
@@ -82,6 +84,7 @@ pub struct Parts {
 pub struct Driver {
     parts: Parts,
     sensors: Sensors,
+    pods: Pods,
     idle: Idle,
     history: History,
     sample: Option<Sample>,
@@ -134,9 +137,11 @@ impl Driver {
         let mut sources = Sources::new(calls)?;
         let sensors = Sensors::new(&parts.policy);
         sources.watch(&sensors);
+        let pods = Pods::new(&parts.policy, &parts.node, sources.pods_to());
         let notifier = Notifier::new(notification_method(&parts.policy), parts.node.clone());
         let mut driver = Self {
             sensors,
+            pods,
             idle,
             history: History::default(),
             sample: None,
@@ -194,6 +199,7 @@ impl Driver {
                 Event::Attempt(progress) => self.attempt_progress(progress, now),
                 Event::Delivered => self.delivered(),
                 Event::Ordered(number) => self.ordered(number, now),
+                Event::Pods(report) => self.pods_told(report, now),
                 Event::Scrape(reply) => {
                     // A client that went away does not want its answer.
                     let _gone = reply.send(self.metrics(now));
@@ -241,6 +247,7 @@ impl Driver {
         }
         let actions = self.idle_event(IdleEvent::Deadline, now);
         self.act(&actions, now);
+        self.listed_for_attempt(now);
     }
 
     /// Reads everything, judges it and tells the idle machine.
@@ -249,10 +256,12 @@ impl Driver {
             self.save(begun);
         }
         let is_start = !self.history.has_rates();
-        let reading = self.sensors.read();
+        self.check_pods(begun);
+        let reading = self.sensors.read(self.pods.reading(begun));
         let sample = self.history.add(reading, self.sample_every());
         self.sample = Some(sample);
         self.judge(begun, begun);
+        self.check_pods(begun);
         let begun = self.escalate(begun);
         self.schedule_sample(begun);
         self.arm_edges();
@@ -336,7 +345,7 @@ impl Driver {
         if !changes.iter().any(|(_, attach)| *attach) {
             return now;
         }
-        let reading = self.sensors.read();
+        let reading = self.sensors.read(self.pods.reading(now));
         let now = reading.at;
         self.history.replace_newest(reading);
         now
@@ -439,6 +448,7 @@ impl Driver {
 
     fn resumed(&mut self, slept: Duration, now: BootTime) {
         self.history = History::default();
+        self.pods.forget();
         self.sample = None;
         self.reasons.clear();
         self.next_sample = now;
@@ -510,6 +520,7 @@ impl Driver {
                     self.sources.watch(&self.sensors);
                     self.escalation = Escalation::new(now);
                 }
+                self.pods.reconfigure(&self.parts.policy, &self.parts.node);
                 self.notifier.set_method(notification_method(&self.parts.policy));
                 if before.metrics.listen != self.parts.policy.metrics.listen {
                     self.serve_metrics();
@@ -552,7 +563,10 @@ impl Driver {
 
     fn warnings(&self) -> Vec<String> {
         let warnings = self.parts.warnings.iter().chain(&self.reload_failed).cloned();
-        warnings.chain(self.wake_server_warning()).collect()
+        warnings
+            .chain(self.wake_server_warning())
+            .chain(self.pods.warning())
+            .collect()
     }
 
     fn programs(&self) -> Vec<FamilyStanding> {

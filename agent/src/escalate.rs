@@ -101,7 +101,7 @@ pub fn wanted(family: Family, sample: Option<&Sample>, reasons: &[Reason], state
                     source: Source::Kernel, ..
                 } => Want::Out(Why::UserTraffic),
                 Reading::Known {
-                    source: Source::Plain | Source::Fallback(_),
+                    source: Source::Plain | Source::Fallback(_) | Source::Kubernetes,
                     ..
                 }
                 | Reading::Unreadable(_)
@@ -115,9 +115,12 @@ fn is_traffic(reason: &Reason) -> bool {
     match reason {
         Reason::Network { .. } => true,
         Reason::Unreadable { signal, .. } => *signal == SignalName::Network,
-        Reason::Cpu { .. } | Reason::Ssh(_) | Reason::Pod(_) | Reason::PreventSleep(_) | Reason::StateUnsaved(_) => {
-            false
-        }
+        Reason::Cpu { .. }
+        | Reason::Ssh(_)
+        | Reason::Pod(_)
+        | Reason::MorePods(_)
+        | Reason::PreventSleep(_)
+        | Reason::StateUnsaved(_) => false,
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{
     control::Call,
     interfaces::LinkWatch,
     metrics::server::Asker,
+    pods,
     readable::Readable,
     sensors::Sensors,
     sleeper::Progress,
@@ -42,6 +43,8 @@ pub enum Event {
     Delivered,
     /// The wake server orders a sleep; the number of its order.
     Ordered(u64),
+    /// The Kubernetes API told of this node's pods.
+    Pods(pods::Report),
     /// Somebody wants the metrics.
     Scrape(oneshot::Sender<String>),
     /// SIGHUP: read the configuration again.
@@ -75,6 +78,8 @@ pub struct Sources {
     asker: Asker,
     orders: mpsc::Receiver<u64>,
     orders_to: mpsc::Sender<u64>,
+    pods: mpsc::Receiver<pods::Report>,
+    pods_to: mpsc::Sender<pods::Report>,
     delivered: mpsc::Receiver<()>,
     delivered_to: mpsc::Sender<()>,
     hangup: Signal,
@@ -93,6 +98,7 @@ impl Sources {
         let (progress_to, progress) = mpsc::channel(4);
         let (delivered_to, delivered) = mpsc::channel(4);
         let (orders_to, orders) = mpsc::channel(4);
+        let (pods_to, pods) = mpsc::channel(4);
         let (asker, scrapes) = mpsc::channel(4);
         let links = LinkWatch::new().inspect_err(|error| {
             tracing::warn!(%error, "cannot listen for network interface changes, they are looked for at each check");
@@ -110,6 +116,8 @@ impl Sources {
             asker,
             orders,
             orders_to,
+            pods,
+            pods_to,
             delivered,
             delivered_to,
             hangup: handler(SignalKind::hangup())?,
@@ -147,6 +155,11 @@ impl Sources {
         self.orders_to.clone()
     }
 
+    /// Where reports on this node's pods go, to come back as [`Event::Pods`].
+    pub fn pods_to(&self) -> mpsc::Sender<pods::Report> {
+        self.pods_to.clone()
+    }
+
     /// Where it is said that everything is told, to come back as [`Event::Delivered`].
     pub fn delivered_to(&self) -> mpsc::Sender<()> {
         self.delivered_to.clone()
@@ -160,6 +173,7 @@ impl Sources {
             _ = self.hangup.recv() => Event::Reload,
             Some(progress) = self.progress.recv() => Event::Attempt(progress),
             Some(()) = self.delivered.recv() => Event::Delivered,
+            Some(report) = self.pods.recv() => Event::Pods(report),
             Some(number) = self.orders.recv() => Event::Ordered(number),
             Some(reply) = self.scrapes.recv() => Event::Scrape(reply),
             () = ready(self.ring.as_ref()) => Event::SshRecords,

@@ -58,6 +58,27 @@ fn cpu_below(root: &Path) -> Result<BTreeMap<String, Duration>, String> {
     used.collect()
 }
 
+/// Whether the kubelet keeps a cgroup of a pod on this host.
+pub fn any_pod() -> bool {
+    let found = cgroups::root().and_then(|root| find(&root)).unwrap_or_default();
+    found.iter().any(|pods| any_pod_below(&pods.folder))
+}
+
+/// A pod's cgroup is called `pod` and its UID (the kubelet's cgroupfs driver), or ends so (its systemd driver); it is directly below that of
+/// all pods or that of its class of service.
+fn any_pod_below(pods: &Path) -> bool {
+    const BELOW: usize = 2;
+    cgroups::down_to(pods, BELOW).iter().any(|cgroup| {
+        let name = cgroup.path.rsplit('/').next().unwrap_or_default();
+        let name = name.strip_suffix(".slice").unwrap_or(name);
+        let last = name
+            .rsplit_once("-pod")
+            .map_or_else(|| name.strip_prefix("pod"), |(_, uid)| Some(uid));
+        // The UID of a pod, or the checksum of a file that makes one.
+        last.is_some_and(|uid| uid.len() >= 32 && uid.chars().all(|c| c.is_ascii_hexdigit() || matches!(c, '-' | '_')))
+    })
+}
+
 /// The traffic of all pods, counted since the first [`Self::read`] for as long as this lives.
 #[derive(Default)]
 pub struct PodTraffic {
@@ -133,6 +154,23 @@ mod tests {
             ("kubepods.slice".into(), Duration::from_micros(5000)),
         ];
         assert_eq!(used, expected.into());
+    }
+
+    #[test]
+    fn k12_the_cgroup_of_a_pod_tells_that_one_runs() {
+        let pods = tempfile::tempdir().unwrap();
+        let has = |path: &str| {
+            make(pods.path(), path, 0);
+            any_pod_below(pods.path())
+        };
+        assert!(!has("kubepods-besteffort.slice/cri-containerd-0123.scope"));
+        assert!(!has("besteffort/podman"));
+        assert!(has(
+            "kubepods-besteffort.slice/kubepods-besteffort-pod0d1f6c7e_1111_2222_3333_444455556666.slice"
+        ));
+        let pods = tempfile::tempdir().unwrap();
+        make(pods.path(), "pod0d1f6c7e-1111-2222-3333-444455556666", 0);
+        assert!(any_pod_below(pods.path()));
     }
 
     #[test]

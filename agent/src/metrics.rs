@@ -78,7 +78,7 @@ impl Trigger {
             Reason::Network { .. } => Self::Network,
             Reason::Cpu { .. } => Self::Cpu,
             Reason::Ssh(_) => Self::Ssh,
-            Reason::Pod(_) | Reason::PreventSleep(_) => Self::Pods,
+            Reason::Pod(_) | Reason::MorePods(_) | Reason::PreventSleep(_) => Self::Pods,
             Reason::Unreadable { .. } => Self::Unreadable,
             Reason::StateUnsaved(_) => Self::State,
         }
@@ -318,11 +318,12 @@ const BLOCKERS: [&str; 13] = [
 ];
 
 /// Every way a signal can be read, 1 for the one it is.
-fn sources(signal: &Signal) -> [([(&str, &str); 2], u64); 5] {
+fn sources(signal: &Signal) -> [([(&str, &str); 2], u64); 6] {
     [
         (SignalSource::Kernel, "kernel"),
         (SignalSource::Plain, "plain"),
         (SignalSource::Fallback, "fallback"),
+        (SignalSource::Kubernetes, "kubernetes"),
         (SignalSource::Unreadable, "unreadable"),
         (SignalSource::NotConfigured, "not_configured"),
     ]

@@ -320,6 +320,8 @@ pub enum SignalSource {
     Plain,
     /// `/proc`, `/sys`, netlink.
     Fallback,
+    /// The Kubernetes API.
+    Kubernetes,
     /// Not readable: counts as busy.
     Unreadable,
     /// Not configured: does not count.

@@ -10,12 +10,11 @@ use agent_ebpf::SshRecordKind;
 use crate::{
     clock::BootTime,
     config::{Detection, Policy, ProbeMode, Scope},
-    counters::{Counters, CpuTotals, Interface, NetReading, Program, Reading, Source, SshSeen, Twofold},
+    counters::{Counters, CpuTotals, Interface, NetReading, PodsSeen, Program, Reading, Source, SshSeen, Twofold},
     edges::{Budget, Edge},
     interfaces,
     knocks::Knocks,
     kubepods::{self, PodTraffic},
-    pods::Pods,
     probes::{Cost, Family, Probes},
     procfs,
     sessions::{Noticed, Sessions},
@@ -27,7 +26,6 @@ const FAMILIES: [Family; 3] = [Family::Net, Family::Ssh, Family::Sched];
 pub struct Sensors {
     probes: Probes,
     sessions: Option<Sessions>,
-    pods: Pods,
     /// Only if the pods alone count.
     pod_traffic: PodTraffic,
     detection: Detection,
@@ -52,7 +50,6 @@ impl Sensors {
         let mut sensors = Self {
             probes: Probes::load_with(ports, namespaces, policy.probes),
             sessions: detection.ssh.as_ref().map(|ssh| Sessions::new(&ssh.ports)),
-            pods: Pods,
             pod_traffic: PodTraffic::default(),
             detection,
             mode: policy.probes,
@@ -147,14 +144,14 @@ impl Sensors {
         self.probes.cost(family)
     }
 
-    /// Reads everything.
-    pub fn read(&mut self) -> Counters {
+    /// Reads everything. `pods`: what is known of them, which nothing on this host tells.
+    pub fn read(&mut self, pods: Reading<PodsSeen>) -> Counters {
         Counters {
             at: BootTime::now(),
             net: self.net(),
             cpu: self.cpu(),
             ssh: self.ssh(),
-            pods: self.pods(),
+            pods,
         }
     }
 
@@ -380,10 +377,6 @@ impl Sensors {
                 },
             },
         }
-    }
-
-    fn pods(&self) -> Reading<crate::counters::PodsSeen> {
-        self.pods.read()
     }
 }
 

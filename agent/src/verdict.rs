@@ -12,6 +12,9 @@ use crate::{
     sample::Sample,
 };
 
+/// Running pods that are named; the others are counted.
+const NAMED_PODS: usize = 5;
+
 /// Whether the host is in use.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
@@ -59,6 +62,8 @@ pub enum Reason {
     Ssh(Session),
     /// A pod of a user namespace runs here: `namespace/name`.
     Pod(String),
+    /// So many further pods run here.
+    MorePods(usize),
     /// A pod with a prevent-sleep label runs here: `namespace/name`.
     PreventSleep(String),
     /// A signal could not be read.
@@ -115,7 +120,10 @@ pub fn stands_against(reason: &Reason, order: Order, own: &[u32], load_is_ours: 
         (Order::Idle, Reason::Cpu { .. }) => !load_is_ours,
         (Order::Idle, Reason::Network { .. }) => true,
         (Order::Idle | Order::Operator, Reason::Ssh(session)) => session.pid == 0 || !own.contains(&session.pid),
-        (Order::Idle | Order::Operator, Reason::Pod(_) | Reason::PreventSleep(_) | Reason::StateUnsaved(_)) => true,
+        (
+            Order::Idle | Order::Operator,
+            Reason::Pod(_) | Reason::MorePods(_) | Reason::PreventSleep(_) | Reason::StateUnsaved(_),
+        ) => true,
         (Order::Idle, Reason::Unreadable { .. }) => true,
         (Order::Operator, Reason::Unreadable { signal, .. }) => match signal {
             SignalName::Ssh | SignalName::Pods => true,
@@ -163,7 +171,7 @@ fn network(sample: &Sample, detection: &Detection, reasons: &mut Vec<Reason>) {
             source: Source::Kernel, ..
         } => Compared::User,
         Reading::Known {
-            source: Source::Plain | Source::Fallback(_),
+            source: Source::Plain | Source::Fallback(_) | Source::Kubernetes,
             ..
         }
         | Reading::Unreadable(_)
@@ -202,8 +210,10 @@ fn pods(sample: &Sample, wanted: bool, reasons: &mut Vec<Reason>) {
     let Some(pods) = readable(&sample.pods, SignalName::Pods, reasons) else {
         return;
     };
-    reasons.extend(pods.running.iter().cloned().map(Reason::Pod));
     reasons.extend(pods.preventing.iter().cloned().map(Reason::PreventSleep));
+    reasons.extend(pods.running.iter().take(NAMED_PODS).cloned().map(Reason::Pod));
+    let more = pods.running.len().saturating_sub(NAMED_PODS);
+    reasons.extend((more > 0).then_some(Reason::MorePods(more)));
 }
 
 /// Adds the sessions that count, and returns the last moment at which one that does not, or not any more, was in use.
@@ -283,6 +293,8 @@ impl fmt::Display for Reason {
                 )
             }
             Self::Pod(pod) => write!(f, "pod {pod} is running"),
+            Self::MorePods(1) => f.write_str("1 more pod is running"),
+            Self::MorePods(more) => write!(f, "{more} more pods are running"),
             Self::PreventSleep(pod) => write!(f, "pod {pod} has a prevent-sleep label"),
             Self::Unreadable { signal, why } => write!(f, "{signal} cannot be read: {why}"),
             Self::StateUnsaved(why) => write!(f, "the agent cannot save its state: {why}"),
@@ -526,10 +538,19 @@ mod tests {
         assert_eq!(
             reasons.verdict,
             Verdict::Busy(vec![
+                Reason::PreventSleep("kube-system/backup".into()),
                 Reason::Pod("shop/web-0".into()),
-                Reason::PreventSleep("kube-system/backup".into())
             ])
         );
+        sample.pods = known(PodsSeen {
+            running: (0..250).map(|number| format!("shop/web-{number:03}")).collect(),
+            ..PodsSeen::default()
+        });
+        let reasons = judge(&sample, &Policy::default());
+        let words: Vec<_> = reasons.verdict.reasons().iter().map(ToString::to_string).collect();
+        assert_eq!(words.len(), NAMED_PODS + 1);
+        assert_eq!(words.first().unwrap(), "pod shop/web-000 is running");
+        assert_eq!(words.last().unwrap(), "245 more pods are running");
     }
 
     /// Known with some value, unreadable, or not configured.

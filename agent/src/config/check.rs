@@ -105,6 +105,7 @@ pub(super) fn policy(
         wake_server,
         metrics: check.metrics(file.metrics),
         energy: check.energy(file.energy),
+        kubernetes: check.kubernetes(file.kubernetes),
     }
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 use humantime::format_duration;
 
 use super::{
-    Background, Energy, HookFailure, Metrics, NotificationMethod, Policy, ProbeMode, Scope, Sleep, SshNamespaces,
-    WakeServer,
+    Background, Energy, HookFailure, Kubernetes, KubernetesApi, Metrics, NotificationMethod, Policy, ProbeMode, Scope,
+    Sleep, SshNamespaces, WakeServer,
 };
 
 /// A summary for people, several lines. Shows of a webhook's URL only the host: the rest often is its password.
@@ -27,6 +27,7 @@ pub fn explain(policy: &Policy) -> String {
         wake_server,
         metrics,
         energy,
+        kubernetes,
     } = policy;
     let mut lines = Vec::new();
     let never = if *enabled {
@@ -66,6 +67,7 @@ pub fn explain(policy: &Policy) -> String {
     } else {
         "  pods: not looked at".into()
     });
+    lines.extend(detection.pods.then(|| asking(kubernetes)).flatten());
     lines.push(match detection.cpu_percent {
         Some(percent) => {
             let who = match detection.cpu_scope {
@@ -136,6 +138,20 @@ pub fn explain(policy: &Policy) -> String {
     lines.extend(figures(metrics));
     lines.extend(watts(energy));
     lines.join("\n")
+}
+
+/// `None`: as on any host.
+fn asking(kubernetes: &Kubernetes) -> Option<String> {
+    let Kubernetes { api, node } = kubernetes;
+    let with = match api {
+        KubernetesApi::Auto if node.is_none() => return None,
+        KubernetesApi::Off => return Some("    the Kubernetes API is not asked: this host has no pods".into()),
+        KubernetesApi::Auto => "with the credentials that are found".into(),
+        KubernetesApi::InCluster => "with the credentials of the agent's own pod".into(),
+        KubernetesApi::Kubeconfig(path) => format!("with {}", path.display()),
+    };
+    let node = node.as_deref().unwrap_or("the kubelet's or the host's name");
+    Some(format!("    the Kubernetes API is asked {with} for the pods of {node}"))
 }
 
 fn going_to_sleep(sleep: &Sleep) -> Vec<String> {

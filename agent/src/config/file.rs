@@ -15,7 +15,9 @@ use super::{
     complaint::quote,
     ini::{self, Word},
     setting::Setting,
-    value::{FromText, Level, LogSize, Method, Namespaces, OnHookFailure, Origin, Probes, ScopeName, Slot, Span},
+    value::{
+        ApiForm, FromText, Level, LogSize, Method, Namespaces, OnHookFailure, Origin, Probes, ScopeName, Slot, Span,
+    },
 };
 
 /// The JSON Schema (draft 2020-12) of `autosleep.toml`, with descriptions, ranges and defaults.
@@ -46,6 +48,7 @@ pub(super) struct ConfigFile {
     pub(super) wake_server: WakeServerSection,
     pub(super) metrics: MetricsSection,
     pub(super) energy: EnergySection,
+    pub(super) kubernetes: KubernetesSection,
 }
 
 /// When to sleep.
@@ -241,6 +244,23 @@ pub(super) struct EnergySection {
     /// Watts asleep, less than awake. Without it 3.
     #[schemars(range(min = 0, max = 10000))]
     pub(super) watts_asleep: Slot<f64>,
+}
+
+/// Where this node's pods are asked for, if `check_pods` is on.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(inline)]
+pub(super) struct KubernetesSection {
+    /// How the Kubernetes API is found. `auto`: the credentials of the pod that the agent runs in, else a kubeconfig of the agent or of the
+    /// kubelet, where one is; a host without any, on which no kubelet runs, has no pods. `off`: it has none in any case.
+    #[schemars(extend("default" = "auto"))]
+    pub(super) api: Slot<ApiForm>,
+    /// File with the address and the credentials, an absolute path; in place of looking for one.
+    #[schemars(regex(pattern = "^/"))]
+    pub(super) kubeconfig: Slot<String>,
+    /// Name of this node in the cluster. Without it the kubelet's, else the host's in lower case.
+    #[schemars(regex(pattern = "^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"))]
+    pub(super) node: Slot<String>,
 }
 
 /// Address and port.

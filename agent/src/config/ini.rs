@@ -329,6 +329,7 @@ fn set(file: &mut ConfigFile, setting: Setting, value: Word<'_>) {
         wake_server: _,
         metrics: _,
         energy: _,
+        kubernetes: _,
         excluded_namespaces: _,
         prevent_sleep_labels: _,
     } = file;
@@ -381,7 +382,10 @@ fn set(file: &mut ConfigFile, setting: Setting, value: Word<'_>) {
         | Setting::MetricsListen
         | Setting::MetricsTextfile
         | Setting::WattsAwake
-        | Setting::WattsAsleep => unreachable!("{setting:?} has no name in the INI form"),
+        | Setting::WattsAsleep
+        | Setting::KubernetesApi
+        | Setting::KubernetesKubeconfig
+        | Setting::KubernetesNode => unreachable!("{setting:?} has no name in the INI form"),
     }
 }
 

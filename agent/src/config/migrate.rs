@@ -202,7 +202,10 @@ fn entry(section: &str, key: &str, value: Word<'_>) -> String {
         | Setting::MetricsListen
         | Setting::MetricsTextfile
         | Setting::WattsAwake
-        | Setting::WattsAsleep => None,
+        | Setting::WattsAsleep
+        | Setting::KubernetesApi
+        | Setting::KubernetesKubeconfig
+        | Setting::KubernetesNode => None,
     };
     let key = setting.row().toml.unwrap_or(key);
     match toml {

@@ -57,6 +57,9 @@ pub(super) enum Setting {
     MetricsTextfile,
     WattsAwake,
     WattsAsleep,
+    KubernetesApi,
+    KubernetesKubeconfig,
+    KubernetesNode,
 }
 
 /// Where a setting stands and what it takes. No name: the form lacks it, or the section itself is the setting.
@@ -72,7 +75,7 @@ pub(super) struct Row {
 }
 
 /// All sections, in the order of the guide.
-pub(super) const SECTIONS: [&str; 11] = [
+pub(super) const SECTIONS: [&str; 12] = [
     "general",
     "activity_detection",
     "network_background",
@@ -84,13 +87,14 @@ pub(super) const SECTIONS: [&str; 11] = [
     "wake_server",
     "metrics",
     "energy",
+    "kubernetes",
 ];
 
 const SWITCH: &str = "true or false (also yes or no, on or off, 1 or 0)";
 const TOML_SWITCH: &str = "true or false, without quotes";
 
 impl Setting {
-    pub(super) const ALL: [Self; 47] = [
+    pub(super) const ALL: [Self; 50] = [
         Self::Enabled,
         Self::InactivityTimeout,
         Self::CheckInterval,
@@ -138,6 +142,9 @@ impl Setting {
         Self::MetricsTextfile,
         Self::WattsAwake,
         Self::WattsAsleep,
+        Self::KubernetesApi,
+        Self::KubernetesKubeconfig,
+        Self::KubernetesNode,
     ];
 
     pub(super) const fn row(self) -> Row {
@@ -370,6 +377,17 @@ impl Setting {
             ),
             Self::WattsAwake => toml_only("energy", "watts_awake", "a number of watts, 0 to 10000, such as 45"),
             Self::WattsAsleep => toml_only("energy", "watts_asleep", "a number of watts, 0 to 10000, such as 3"),
+            Self::KubernetesApi => toml_only("kubernetes", "api", "\"auto\", \"in-cluster\" or \"off\""),
+            Self::KubernetesKubeconfig => toml_only(
+                "kubernetes",
+                "kubeconfig",
+                "an absolute path, such as \"/etc/vmstation/autosleep/kubeconfig\"",
+            ),
+            Self::KubernetesNode => toml_only(
+                "kubernetes",
+                "node",
+                "the name of a node, as `kubectl get nodes` shows it, such as \"node-1\"",
+            ),
         }
     }
 

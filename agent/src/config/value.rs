@@ -241,6 +241,19 @@ pub(super) enum Probes {
     Off,
 }
 
+/// How the Kubernetes API is found.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+pub(super) enum ApiForm {
+    /// As a pod finds it, else by a kubeconfig, where there is one.
+    Auto,
+    /// As a pod finds it.
+    InCluster,
+    /// Not at all.
+    Off,
+}
+
 /// What the failure of a hook before the sleep means.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]

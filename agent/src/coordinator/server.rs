@@ -142,13 +142,13 @@ impl Server {
         of_this_version(self.ask(Method::GET, &what, None::<&()>, self.pace.hold).await?)
     }
 
-    /// Asks leave to sleep.
+    /// Asks leave to sleep. The server may have pods moved first, for as long as it holds a question.
     pub(super) async fn leave(&self, reason: &str) -> Result<Leave, Failure> {
         let request = LeaveRequest {
             schema: SCHEMA,
             reason: shown(reason),
         };
-        self.ask(Method::POST, "leave", Some(&request), self.pace.answer).await
+        self.ask(Method::POST, "leave", Some(&request), self.pace.hold).await
     }
 
     /// Hands a leave back.

@@ -183,7 +183,7 @@ async fn a_server_that_is_not_there_is_no_leave() {
     let closed = closed.await.unwrap().unwrap_err();
 
     let short = Pace {
-        answer: Duration::from_millis(200),
+        hold: Duration::from_millis(200),
         ..quick()
     };
     let silent = tokio::spawn(asked(node.at_pace(fake.url(), short)));

@@ -286,6 +286,7 @@ fn signal(signal: &Signal) -> String {
         SignalSource::Kernel => "eBPF",
         SignalSource::Plain => "plain counters",
         SignalSource::Fallback => "fallback",
+        SignalSource::Kubernetes => "Kubernetes API",
         SignalSource::Unreadable => "unreadable, so taken as busy",
         SignalSource::NotConfigured => "not configured",
     };
@@ -293,7 +294,9 @@ fn signal(signal: &Signal) -> String {
         (Some(detail), SignalSource::Kernel | SignalSource::Fallback | SignalSource::Unreadable) => {
             format!(": {}", printable(detail))
         }
-        (Some(_), SignalSource::Plain | SignalSource::NotConfigured) | (None, _) => String::new(),
+        (Some(_), SignalSource::Plain | SignalSource::Kubernetes | SignalSource::NotConfigured) | (None, _) => {
+            String::new()
+        }
     };
     format!("{:8} {source}{detail}", printable(&signal.name))
 }

@@ -85,7 +85,7 @@ fn answered(status: &Status) -> Vec<Finding> {
 fn degraded(signal: &Signal) -> Option<Finding> {
     let why = signal.detail.as_deref().unwrap_or("no reason told");
     match signal.source {
-        SignalSource::Kernel | SignalSource::Plain | SignalSource::NotConfigured => None,
+        SignalSource::Kernel | SignalSource::Plain | SignalSource::Kubernetes | SignalSource::NotConfigured => None,
         SignalSource::Fallback => Some(
             Finding::new(
                 Check::Signals,

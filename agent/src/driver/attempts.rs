@@ -35,6 +35,8 @@ pub(super) struct Running {
     pub(super) noticed: bool,
     /// Waits for the last reading of the counters.
     go: Option<oneshot::Sender<()>>,
+    /// Before that reading this question for the pods has to be answered.
+    listing: Option<u64>,
     report: AttemptReport,
 }
 
@@ -128,6 +130,7 @@ impl Driver {
             load_is_ours: false,
             noticed: false,
             go: None,
+            listing: None,
             report: AttemptReport::begun(self.attempts, order),
         });
     }
@@ -168,6 +171,7 @@ impl Driver {
             load_is_ours: true,
             noticed: false,
             go: None,
+            listing: None,
             report: AttemptReport {
                 asleep_s: has_slept.then_some(slept.as_secs_f64()),
                 ..AttemptReport::begun(self.attempts, Order::Idle)
@@ -271,14 +275,35 @@ impl Driver {
                 if self.own_traffic.is_some() {
                     self.delivered();
                 }
-                let actions = self.idle_event(IdleEvent::Prepared, now);
-                self.act(&actions, now);
+                // A pod may have been bound since the last list (fault K7). With force, nobody asks what runs.
+                let listing = match self.order() {
+                    Some(Order::Idle | Order::Operator) => self.pods.ask(now),
+                    Some(Order::Forced) | None => None,
+                };
                 if let Some(running) = &mut self.attempt {
-                    // Not told by now: the reading was not quiet.
-                    running.go = None;
+                    running.listing = listing;
                 }
+                self.listed_for_attempt(now);
             }
             Progress::Ended(report) => self.attempt_ended(&report, now),
+        }
+    }
+
+    /// Goes on with an attempt that waits for the list of the pods, if that is in.
+    pub(super) fn listed_for_attempt(&mut self, now: BootTime) {
+        let Some(running) = &mut self.attempt else { return };
+        let is_in = running
+            .listing
+            .is_none_or(|question| self.pods.is_answered(question, now));
+        if running.go.is_none() || !is_in {
+            return;
+        }
+        running.listing = None;
+        let actions = self.idle_event(IdleEvent::Prepared, now);
+        self.act(&actions, now);
+        if let Some(running) = &mut self.attempt {
+            // Not told by now: the reading was not quiet.
+            running.go = None;
         }
     }
 

@@ -1,4 +1,4 @@
-//! The checks of `[sleep]`, `[wake_server]`, `[metrics]` and `[energy]`.
+//! The checks of `[sleep]`, `[wake_server]`, `[metrics]`, `[energy]` and `[kubernetes]`.
 
 use std::path::PathBuf;
 
@@ -6,11 +6,11 @@ use hyper::{Uri, http::uri::InvalidUri};
 
 use super::{Check, Checked, DAY, MINUTE, SECOND, valid};
 use crate::config::{
-    Energy, HookFailure, Metrics, Sleep, WakeServer,
+    Energy, HookFailure, Kubernetes, KubernetesApi, Metrics, Sleep, WakeServer,
     complaint::quote,
-    file::{EnergySection, MetricsSection, SleepSection, WakeServerSection},
+    file::{EnergySection, KubernetesSection, MetricsSection, SleepSection, WakeServerSection},
     setting::Setting,
-    value::{Hint, OnHookFailure, Slot},
+    value::{ApiForm, Hint, OnHookFailure, Slot},
 };
 
 impl Check<'_, '_> {
@@ -133,6 +133,37 @@ impl Check<'_, '_> {
             watts_asleep: asleep.good(),
         }
     }
+
+    pub(super) fn kubernetes(&mut self, written: KubernetesSection) -> Kubernetes {
+        let api = self.any(Setting::KubernetesApi, written.api);
+        let file = self.one(Setting::KubernetesKubeconfig, written.kubeconfig, is_absolute);
+        if let (Checked::Good(ApiForm::InCluster | ApiForm::Off, _), Checked::Good(_, origin)) = (&api, &file) {
+            let message = format!(
+                "{} in [kubernetes] means nothing unless `api` is auto",
+                quote(Setting::KubernetesKubeconfig.name(origin))
+            );
+            self.about(origin, message, Some("write one of the two".into()));
+        }
+        Kubernetes {
+            api: match (api.good(), file.good()) {
+                (Some(ApiForm::Off), _) => KubernetesApi::Off,
+                (Some(ApiForm::InCluster), _) => KubernetesApi::InCluster,
+                (Some(ApiForm::Auto) | None, Some(path)) => KubernetesApi::Kubeconfig(path.into()),
+                (Some(ApiForm::Auto) | None, None) => KubernetesApi::Auto,
+            },
+            node: self.one(Setting::KubernetesNode, written.node, is_node).good(),
+        }
+    }
+}
+
+/// A DNS subdomain (RFC 1123), as Kubernetes has it for nodes.
+#[expect(clippy::ptr_arg, reason = "a check of a `Slot<String>`")]
+fn is_node(name: &String) -> Result<(), Hint> {
+    let is_inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let words = name.split('.').all(|word| {
+        word.starts_with(is_inner) && word.ends_with(is_inner) && word.chars().all(|c| is_inner(c) || c == '-')
+    });
+    valid(name.len() <= 253 && words)
 }
 
 #[expect(clippy::ptr_arg, reason = "a check of a `Slot<String>`")]
