@@ -3,6 +3,8 @@
 //! Reads the file and the command line's share, and makes checked [`Settings`] of them, or tells everything that is wrong at once.
 //! Never reads a token, a certificate or a registry: who uses them does.
 
+pub mod kubernetes;
+mod sleep;
 mod values;
 
 use std::{
@@ -17,8 +19,15 @@ use ipnet::IpNet;
 use thiserror::Error;
 use vmstation_protocol::PORT;
 
-use self::values::{
-    HOUR, MINUTE, SECOND, absolute, absolute_text, count, duration, file, host_names, networks, socket, time,
+use self::{
+    kubernetes::kubernetes,
+    values::{
+        HOUR, MINUTE, SECOND, absolute, absolute_text, count, duration, file, host_names, networks, socket, time,
+    },
+};
+pub use self::{
+    kubernetes::{Access, KubernetesSettings},
+    sleep::{DemandRules, Mode, PodRules, SleepSettings},
 };
 use crate::{
     complaint::{Complaint, Complaints, Place, Source, read_text, write_all},
@@ -58,10 +67,14 @@ pub struct Settings {
     pub tls: Option<TlsFiles>,
     /// How nodes are woken.
     pub wake: WakeSettings,
+    /// Which may sleep, and what becomes of their pods.
+    pub sleep: SleepSettings,
     /// What clients may cost.
     pub limits: Limits,
     /// Who hears of wakes that failed.
     pub notify: Vec<Target>,
+    /// The cluster, and who of several wake servers leads.
+    pub kubernetes: KubernetesSettings,
 }
 
 /// Where certificate and key are.
@@ -243,6 +256,10 @@ fn read(keys: &mut Keys<'_, '_>, overrides: Overrides, complaints: &mut Complain
         .table("wake", complaints)
         .map(|section| wake(section, complaints))
         .unwrap_or_default();
+    let sleep = keys
+        .table("sleep", complaints)
+        .map(|section| sleep::sleep(section, complaints))
+        .unwrap_or_default();
     let limits = keys
         .table("limits", complaints)
         .map(|section| limits(section, complaints))
@@ -250,6 +267,10 @@ fn read(keys: &mut Keys<'_, '_>, overrides: Overrides, complaints: &mut Complain
     let notify = keys
         .table("notify", complaints)
         .map(|section| notify(section, complaints))
+        .unwrap_or_default();
+    let kubernetes = keys
+        .table("kubernetes", complaints)
+        .map(|section| kubernetes(section, complaints))
         .unwrap_or_default();
 
     let credential = overrides.credentials_dir.map(|folder| folder.join(TOKEN_CREDENTIAL));
@@ -297,8 +318,10 @@ fn read(keys: &mut Keys<'_, '_>, overrides: Overrides, complaints: &mut Complain
         host_names: host_names.unwrap_or_default(),
         tls,
         wake,
+        sleep,
         limits,
         notify,
+        kubernetes,
     }
 }
 

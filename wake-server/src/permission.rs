@@ -2,6 +2,9 @@
 //!
 //! Owns the grants and an operator's prohibitions. Never reads a clock, never asks a node, and never gives leave on doubt: a node sleeps
 //! only if this server can wake it.
+//!
+//! Where a node has to be emptied first, leave comes in two steps: [`Permission::prepare`] takes its place in the group, and
+//! [`Permission::grant_prepared`] gives it leave, unless [`Permission::give_up`] came before.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -11,7 +14,7 @@ use std::{
 
 use vmstation_protocol::{Leave, NodeName, Role};
 
-use crate::clock::Moment;
+use crate::{clock::Moment, cordon::Standing};
 
 /// How long things hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub struct Terms {
     pub soon: Duration,
     /// When to ask again after a refusal that somebody has to lift.
     pub later: Duration,
+    /// For how long a node is left alone whose pods could not be moved.
+    pub cool_down: Duration,
 }
 
 /// What is known of a node that asks.
@@ -37,6 +42,28 @@ pub struct Facts {
     pub is_being_woken: bool,
     /// Nodes of one group enter sleep one at a time; none: it is in no group.
     pub group: Option<String>,
+    /// Somebody's word that it is to stay awake; why.
+    pub hold: Option<String>,
+    /// Other nodes of its role that are awake. Those that have leave are left out here.
+    pub awake_peers: Vec<NodeName>,
+    /// How many of its role have to stay awake.
+    pub min_awake: usize,
+    /// What speaks for it that a magic packet wakes it.
+    pub waking: Proof,
+    /// How much has to.
+    pub proof_needed: Proof,
+}
+
+/// What speaks for it that a node can be woken, ascending.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Proof {
+    /// Nothing.
+    #[default]
+    None,
+    /// Its agent says that one of its cards is armed.
+    Armed,
+    /// A wake of it was proved.
+    Woken,
 }
 
 /// The answer.
@@ -72,6 +99,27 @@ pub enum Refusal {
         /// Why.
         reason: String,
     },
+    /// Too few others of its role are awake.
+    TooFewAwake {
+        /// Its role.
+        role: Role,
+        /// That are awake and have no leave.
+        others: usize,
+        /// That have to be.
+        needed: usize,
+    },
+    /// Nothing shows that it can be woken.
+    NotProved {
+        /// What is missing.
+        needed: Proof,
+    },
+    /// Its pods could not be moved a short while ago.
+    CoolingDown {
+        /// Why.
+        why: String,
+        /// For how long it is left alone.
+        over_in: Duration,
+    },
     /// Another node of its group is on its way.
     GroupBusy {
         /// The group.
@@ -98,14 +146,24 @@ pub struct Permission {
     next_grant: u64,
     grants: BTreeMap<NodeName, Grant>,
     forbidden: BTreeMap<NodeName, String>,
+    cooling: BTreeMap<NodeName, (Moment, String)>,
 }
 
 #[derive(Clone, Debug)]
 struct Grant {
-    number: u64,
-    given: Moment,
+    stage: Stage,
     group: Option<String>,
     is_revoked: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// What has to be done before leave is given, is being done.
+    Preparing,
+    Given {
+        number: u64,
+        at: Moment,
+    },
 }
 
 impl Default for Terms {
@@ -115,6 +173,7 @@ impl Default for Terms {
             entering: Duration::from_mins(1),
             soon: Duration::from_mins(1),
             later: Duration::from_mins(10),
+            cool_down: Duration::from_mins(15),
         }
     }
 }
@@ -129,26 +188,96 @@ impl Permission {
             next_grant: first_grant,
             grants: BTreeMap::new(),
             forbidden: BTreeMap::new(),
+            cooling: BTreeMap::new(),
         }
     }
 
     /// A node asks. It is awake, then: leave that it already has is over, whatever the answer.
     pub fn ask(&mut self, node: &NodeName, facts: &Facts, now: Moment) -> Decision {
+        if let Err(refused) = self.prepare(node, facts, now) {
+            return refused;
+        }
+        self.give(node, now)
+    }
+
+    /// A node asks, and there is something to do before it may sleep. As [`Self::ask`], but that what it has then is only its place in
+    /// the group, until [`Self::grant_prepared`] or [`Self::give_up`].
+    ///
+    /// # Errors
+    /// [`Decision::Refused`].
+    pub fn prepare(&mut self, node: &NodeName, facts: &Facts, now: Moment) -> Result<(), Decision> {
         self.drop_over(now);
         self.grants.remove(node);
         let refusals = self.refusals(node, facts, now);
         if let Some(again_in) = refusals.iter().map(|refusal| refusal.again_in(self.terms)).max() {
-            return Decision::Refused { refusals, again_in };
+            return Err(Decision::Refused { refusals, again_in });
         }
-        let number = self.next_grant;
-        self.next_grant = number.wrapping_add(1);
-        let grant = Grant {
-            number,
-            given: now,
+        let place = Grant {
+            stage: Stage::Preparing,
             group: facts.group.clone(),
             is_revoked: false,
         };
-        self.grants.insert(node.clone(), grant);
+        self.grants.insert(node.clone(), place);
+        Ok(())
+    }
+
+    /// All is done that had to be: gives leave, unless it was revoked meanwhile or facts stand against it that did not at first.
+    pub fn grant_prepared(&mut self, node: &NodeName, facts: &Facts, now: Moment) -> Decision {
+        self.drop_over(now);
+        let mut refusals = self.refusals(node, facts, now);
+        let is_prepared = self
+            .grants
+            .get(node)
+            .is_some_and(|grant| grant.stage == Stage::Preparing && !grant.is_revoked);
+        if !is_prepared && refusals.is_empty() {
+            refusals.push(Refusal::BeingWoken);
+        }
+        match refusals.iter().map(|refusal| refusal.again_in(self.terms)).max() {
+            Some(again_in) => Decision::Refused { refusals, again_in },
+            None => self.give(node, now),
+        }
+    }
+
+    /// What had to be done was not, or not to its end. With a reason the node is left alone for a while.
+    pub fn give_up(&mut self, node: &NodeName, why: Option<String>, now: Moment) {
+        if self
+            .grants
+            .get(node)
+            .is_some_and(|grant| grant.stage == Stage::Preparing)
+        {
+            self.grants.remove(node);
+        }
+        if let Some(why) = why {
+            self.cooling.insert(node.clone(), (now, why));
+        }
+    }
+
+    /// This server acts from here on, and another did before it: that one's leaves may hold still.
+    pub fn took_over(&mut self, now: Moment) {
+        self.started = now;
+        self.grants.clear();
+    }
+
+    /// Who may have a node's leave, also one that is over but by which a suspend may have begun.
+    pub fn standing(&self, node: &NodeName, now: Moment) -> Standing {
+        match self.grants.get(node).map(|grant| grant.stage) {
+            Some(Stage::Preparing) => Standing::Attempt,
+            Some(Stage::Given { at, .. }) if now.since(at) < self.kept() => Standing::Leave,
+            Some(Stage::Given { .. }) | None if now.since(self.started) < self.kept() => Standing::MayHaveLeave,
+            Some(Stage::Given { .. }) | None => Standing::None,
+        }
+    }
+
+    fn give(&mut self, node: &NodeName, now: Moment) -> Decision {
+        let number = self.next_grant;
+        self.next_grant = number.wrapping_add(1);
+        let Some(grant) = self.grants.get_mut(node) else {
+            return Decision::Refused {
+                refusals: vec![Refusal::BeingWoken],
+                again_in: self.terms.soon,
+            };
+        };
+        grant.stage = Stage::Given { number, at: now };
         Decision::Granted {
             grant: number,
             lifetime: self.terms.lifetime,
@@ -158,7 +287,7 @@ impl Permission {
     /// A node hands its leave back. Whether it was the one it had: another changes nothing.
     pub fn hand_back(&mut self, node: &NodeName, grant: u64) -> bool {
         match self.grants.entry(node.clone()) {
-            Entry::Occupied(held) if held.get().number == grant => {
+            Entry::Occupied(held) if held.get().number() == Some(grant) => {
                 held.remove();
                 true
             }
@@ -181,8 +310,11 @@ impl Permission {
     /// The leave that a node has.
     pub fn grant(&self, node: &NodeName, now: Moment) -> Option<u64> {
         let grant = self.grants.get(node)?;
-        let holds = !grant.is_revoked && now.since(grant.given) < self.terms.lifetime;
-        holds.then_some(grant.number)
+        let Stage::Given { number, at } = grant.stage else {
+            return None;
+        };
+        let holds = !grant.is_revoked && now.since(at) < self.terms.lifetime;
+        holds.then_some(number)
     }
 
     /// An operator wants a node awake. Leave that it has is revoked.
@@ -207,8 +339,29 @@ impl Permission {
         if facts.is_being_woken {
             refusals.push(Refusal::BeingWoken);
         }
-        if let Some(reason) = self.forbidden.get(node) {
+        let forbidden = self.forbidden.get(node).or(facts.hold.as_ref());
+        if let Some(reason) = forbidden {
             refusals.push(Refusal::Forbidden { reason: reason.clone() });
+        }
+        if facts.has_mac && facts.waking < facts.proof_needed {
+            refusals.push(Refusal::NotProved {
+                needed: facts.proof_needed,
+            });
+        }
+        let staying = facts.awake_peers.iter().filter(|peer| !self.grants.contains_key(*peer));
+        let others = staying.count();
+        if others < facts.min_awake {
+            refusals.push(Refusal::TooFewAwake {
+                role: facts.role,
+                others,
+                needed: facts.min_awake,
+            });
+        }
+        if let Some((since, why)) = self.cooling.get(node) {
+            refusals.push(Refusal::CoolingDown {
+                why: why.clone(),
+                over_in: self.terms.cool_down.saturating_sub(now.since(*since)),
+            });
         }
         if let Some(group) = &facts.group {
             refusals.extend(self.group_refusal(node, group, now));
@@ -222,7 +375,10 @@ impl Permission {
             return Some(Refusal::GroupBusy {
                 group: group.to_owned(),
                 node: other.clone(),
-                frees_in: self.kept().saturating_sub(now.since(grant.given)),
+                frees_in: match grant.stage {
+                    Stage::Preparing => self.kept(),
+                    Stage::Given { at, .. } => self.kept().saturating_sub(now.since(at)),
+                },
             });
         }
         let over_in = self.kept().saturating_sub(now.since(self.started));
@@ -239,7 +395,21 @@ impl Permission {
 
     fn drop_over(&mut self, now: Moment) {
         let kept = self.kept();
-        self.grants.retain(|_, grant| now.since(grant.given) < kept);
+        self.grants.retain(|_, grant| match grant.stage {
+            Stage::Preparing => true,
+            Stage::Given { at, .. } => now.since(at) < kept,
+        });
+        let cool_down = self.terms.cool_down;
+        self.cooling.retain(|_, (since, _)| now.since(*since) < cool_down);
+    }
+}
+
+impl Grant {
+    fn number(&self) -> Option<u64> {
+        match self.stage {
+            Stage::Preparing => None,
+            Stage::Given { number, .. } => Some(number),
+        }
     }
 }
 
@@ -247,7 +417,9 @@ impl Refusal {
     fn again_in(&self, terms: Terms) -> Duration {
         match self {
             Self::NoMac | Self::Master | Self::Forbidden { .. } => terms.later,
-            Self::BeingWoken => terms.soon,
+            Self::BeingWoken | Self::TooFewAwake { .. } => terms.soon,
+            Self::NotProved { .. } => terms.later,
+            Self::CoolingDown { over_in, .. } => *over_in,
             Self::GroupBusy { frees_in, .. } => *frees_in,
             Self::JustStarted { over_in, .. } => *over_in,
         }
@@ -263,6 +435,21 @@ impl fmt::Display for Refusal {
             Self::Master => f.write_str("it is a master, which its cluster needs awake"),
             Self::BeingWoken => f.write_str("it is being woken"),
             Self::Forbidden { reason } => write!(f, "an operator forbade it: {reason}"),
+            Self::TooFewAwake { role, others, needed } => write!(
+                f,
+                "{others} other {role}s are awake and {needed} have to be (min_awake)"
+            ),
+            Self::NotProved { needed: Proof::Woken } => f.write_str(
+                "no wake of it was proved yet, and first_time asks for one: suspend it by hand and wake it with `vmstation-wake --verify`",
+            ),
+            Self::NotProved {
+                needed: Proof::Armed | Proof::None,
+            } => f.write_str("its agent does not say that Wake-on-LAN is armed on any of its cards"),
+            Self::CoolingDown { why, over_in } => write!(
+                f,
+                "its pods could not be moved ({why}): it is left alone for {} s more",
+                whole_seconds(*over_in)
+            ),
             Self::GroupBusy { group, node, frees_in } => write!(
                 f,
                 "{node} of the same group ({group}) is entering sleep: its turn comes in {} s at most",

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use vmstation_protocol::{NodeName, NodeState, Order, Orders, Report, SCHEMA};
 
 use self::entry::Entry;
-use crate::clock::Moment;
+use crate::{clock::Moment, cordon::Heard};
 
 /// Orders that wait for one agent; a further one takes the place of the oldest.
 const ORDERS: usize = 16;
@@ -199,6 +199,7 @@ impl Presence {
         self.change(node, now, |entry| {
             entry.polls = entry.polls.saturating_add(1);
             entry.heard = now.moment;
+            entry.is_heard = true;
             entry.standing = match entry.standing {
                 Standing::Unknown | Standing::Asleep | Standing::Gone => Standing::Awake,
                 as_before @ (Standing::Awake | Standing::GoingToSleep | Standing::Entering) => as_before,
@@ -268,6 +269,27 @@ impl Presence {
         } else {
             (then, entry.since.max(Some(since)))
         }
+    }
+
+    /// What was heard of a node since this server acts: what is remembered of an earlier one may have changed unheard.
+    pub fn heard(&self, node: &NodeName, now: At) -> Heard {
+        let Some(entry) = self.nodes.get(node).filter(|entry| entry.is_heard) else {
+            return Heard::Nothing;
+        };
+        let standing = entry.overdue(now).map_or(entry.standing, |(standing, _)| standing);
+        match standing {
+            Standing::Unknown => Heard::Nothing,
+            Standing::Awake | Standing::GoingToSleep => Heard::Awake,
+            Standing::Entering | Standing::Asleep => Heard::Sleeping,
+            Standing::Gone => Heard::Gone,
+        }
+    }
+
+    /// This server acts from here on: it has heard nobody yet.
+    pub fn took_over(&mut self) {
+        self.nodes
+            .values_mut()
+            .for_each(|entry| entry.is_heard = entry.polls > 0);
     }
 
     /// The boot and resume heard last.

@@ -2,7 +2,10 @@
 
 use proptest::prelude::*;
 
+use vmstation_protocol::Role;
+
 use super::*;
+use crate::permission::{Proof, Terms};
 
 fn parse(text: &str) -> Result<Settings, String> {
     parse_with(text, Overrides::default())
@@ -23,6 +26,8 @@ fn nothing_written_is_the_defaults() {
     );
     assert_eq!((settings.allow_from, settings.status_from), (None, None));
     assert_eq!(settings.wake, WakeSettings::default());
+    assert_eq!(settings.sleep, SleepSettings::default());
+    assert_eq!(settings.kubernetes, KubernetesSettings::default());
     assert_eq!(settings.limits, Limits::default());
     assert!(settings.registry.iter().all(|path| path.exists()));
 }
@@ -48,6 +53,21 @@ stagger = "0s"
 resend = ["0s", "500ms", "1m"]
 udp_ports = [9]
 node_interval = "1s"
+[sleep]
+first_time = "woken"
+leave = "1m"
+cool_down = "0s"
+pods = "freeze"
+drain_deadline = "30s"
+unmanaged_pods = true
+delete_local_data = true
+wake_on_demand = false
+wake_for_moved = true
+demand_settle = "1s"
+demand_cooldown = "1m"
+prevent_sleep_labels = ["keep=awake", "x="]
+[sleep.min_awake]
+worker = 2
 [limits]
 requests_per_minute = 1_000
 connections = 10
@@ -60,6 +80,8 @@ body_bytes = 1024
 [notify]
 webhook = "https://hooks.example.org/a"
 slack = "http://192.0.2.1:8080/b"
+[kubernetes]
+namespace = "power"
 "#,
     )
     .unwrap();
@@ -92,6 +114,28 @@ slack = "http://192.0.2.1:8080/b"
                 udp_ports: vec![9],
                 node_interval: seconds(1),
             },
+            sleep: SleepSettings {
+                min_awake: [(Role::Worker, 2)].into(),
+                first_time: Proof::Woken,
+                terms: Terms {
+                    lifetime: seconds(60),
+                    cool_down: Duration::ZERO,
+                    ..Terms::default()
+                },
+                pods: PodRules {
+                    mode: Mode::Freeze,
+                    drain_deadline: seconds(30),
+                    unmanaged: true,
+                    local_data: true,
+                    prevent_sleep_labels: vec![("keep".into(), "awake".into()), ("x".into(), String::new())],
+                },
+                demand: DemandRules {
+                    on: false,
+                    moved: true,
+                    settle: seconds(1),
+                    cooldown: seconds(60),
+                },
+            },
             limits: Limits {
                 requests_per_minute: 1000,
                 connections: 10,
@@ -106,6 +150,10 @@ slack = "http://192.0.2.1:8080/b"
                 Target::new(Form::Webhook, "https://hooks.example.org/a").unwrap(),
                 Target::new(Form::Slack, "http://192.0.2.1:8080/b").unwrap(),
             ],
+            kubernetes: KubernetesSettings {
+                namespace: "power".into(),
+                ..KubernetesSettings::default()
+            },
         }
     );
 }

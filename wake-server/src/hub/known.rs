@@ -142,7 +142,7 @@ impl Known {
             role: known.map(|known| known.role).unwrap_or_default(),
             has_mac: known.is_some_and(|known| !known.macs.is_empty()),
             is_being_woken,
-            group: known.and_then(|known| known.group.clone()),
+            group: known.and_then(|known| known.group.clone()),            ..Facts::default()
         }
     }
 

@@ -7,6 +7,7 @@ const TERMS: Terms = Terms {
     entering: Duration::from_secs(60),
     soon: Duration::from_secs(30),
     later: Duration::from_secs(600),
+    cool_down: Duration::from_secs(900),
 };
 
 fn at(seconds: u64) -> Moment {
@@ -54,6 +55,7 @@ fn all_that_stands_against_it_is_said_at_once() {
         has_mac: false,
         is_being_woken: true,
         group: Some("ceph".into()),
+        ..Facts::default()
     };
     let (reason, again_in_s) = words(permission.ask(&name("master-01"), &facts, at(0)));
     assert_eq!(
@@ -142,11 +144,13 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let node = 0..4_usize;
-    let facts = (any::<u8>(), 0..6_u8).prop_map(|(bits, group)| Facts {
+    let facts = (any::<u8>(), 0..6_u8, 0..8_usize).prop_map(|(bits, group, min_awake)| Facts {
         role: if bits & 0x7 == 0 { Role::Master } else { Role::Worker },
         has_mac: bits & 0x38 != 0,
         is_being_woken: bits & 0xc0 == 0,
         group: (group < 2).then(|| format!("group-{group}")),
+        min_awake: min_awake.saturating_sub(4),
+        ..Facts::default()
     });
     let step = prop_oneof![
         6 => (node.clone(), facts).prop_map(|(node, facts)| Step::Ask { node, facts }),
@@ -180,12 +184,16 @@ proptest! {
         for step in steps {
             match step {
                 Step::Pass(seconds) => now += seconds,
-                Step::Ask { node, facts } => {
+                Step::Ask { node, mut facts } => {
                     held[node] = None;
+                    facts.awake_peers = names.iter().filter(|peer| **peer != names[node]).cloned().collect();
+                    let leaving = held.iter().flatten().filter(|given| now - given.at < 180).count();
+                    let are_too_few = 3 - leaving < facts.min_awake;
                     let is_group_busy = facts.group.is_some()
                         && (now < 180 || held.iter().flatten().any(|given| given.group == facts.group && now - given.at < 180));
                     let against = usize::from(!facts.has_mac) + usize::from(facts.role == Role::Master)
-                        + usize::from(facts.is_being_woken) + usize::from(forbidden[node]) + usize::from(is_group_busy);
+                        + usize::from(facts.is_being_woken) + usize::from(forbidden[node]) + usize::from(is_group_busy)
+                        + usize::from(are_too_few);
                     match permission.ask(&names[node], &facts, at(now)) {
                         Decision::Granted { grant, lifetime } => {
                             prop_assert_eq!(against, 0);
@@ -233,4 +241,104 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn k11_min_awake_is_kept_by_those_without_leave() {
+    let mut permission = Permission::new(TERMS, 1, at(0));
+    let facts = |peers: &[&str]| Facts {
+        awake_peers: peers.iter().copied().map(name).collect(),
+        min_awake: 1,
+        ..worker()
+    };
+    granted(&permission.ask(&name("a"), &facts(&["b", "c"]), at(200)));
+    granted(&permission.ask(&name("b"), &facts(&["a", "c"]), at(201)));
+    let (reason, again_in_s) = words(permission.ask(&name("c"), &facts(&["a", "b"]), at(202)));
+    assert_eq!(reason, "0 other workers are awake and 1 have to be (min_awake)");
+    assert_eq!(again_in_s, 30);
+}
+
+#[test]
+fn what_cannot_be_woken_does_not_sleep() {
+    let mut permission = Permission::new(TERMS, 1, at(0));
+    for (waking, needed, may) in [
+        (Proof::None, Proof::None, true),
+        (Proof::None, Proof::Armed, false),
+        (Proof::Armed, Proof::Armed, true),
+        (Proof::Armed, Proof::Woken, false),
+        (Proof::Woken, Proof::Woken, true),
+    ] {
+        let facts = Facts {
+            waking,
+            proof_needed: needed,
+            ..worker()
+        };
+        let decision = permission.ask(&name("a"), &facts, at(1));
+        assert_eq!(
+            matches!(decision, Decision::Granted { .. }),
+            may,
+            "{waking:?} {needed:?}"
+        );
+    }
+}
+
+#[test]
+fn k11_a_node_that_is_being_emptied_has_its_place() {
+    let mut permission = Permission::new(TERMS, 1, at(0));
+    permission.prepare(&name("a"), &of_group("ceph"), at(200)).unwrap();
+    assert_eq!(permission.grant(&name("a"), at(200)), None);
+    assert_eq!(permission.standing(&name("a"), at(200)), Standing::Attempt);
+    // However long it takes.
+    words(permission.ask(&name("b"), &of_group("ceph"), at(2000)));
+    let grant = granted(&permission.grant_prepared(&name("a"), &of_group("ceph"), at(2001)));
+    assert_eq!(permission.grant(&name("a"), at(2001)), Some(grant));
+    assert_eq!(permission.standing(&name("a"), at(2180)), Standing::Leave);
+    assert_eq!(permission.standing(&name("a"), at(2181)), Standing::None);
+    // A second time there is nothing prepared.
+    words(permission.grant_prepared(&name("a"), &of_group("ceph"), at(2002)));
+}
+
+#[test]
+fn k4_a_node_that_could_not_be_emptied_is_left_alone() {
+    let mut permission = Permission::new(TERMS, 1, at(0));
+    permission.prepare(&name("a"), &of_group("ceph"), at(200)).unwrap();
+    permission.give_up(&name("a"), Some("a budget".into()), at(300));
+    granted(&permission.ask(&name("b"), &of_group("ceph"), at(300)));
+    permission.used_up(&name("b"));
+    let (reason, again_in_s) = words(permission.ask(&name("a"), &of_group("ceph"), at(400)));
+    assert_eq!(
+        reason,
+        "its pods could not be moved (a budget): it is left alone for 800 s more"
+    );
+    assert_eq!(again_in_s, 800);
+    granted(&permission.ask(&name("a"), &of_group("ceph"), at(1200)));
+}
+
+#[test]
+fn what_is_revoked_while_it_is_prepared_is_not_given() {
+    for revoke in [Permission::revoke, |permission: &mut Permission, node: &NodeName| {
+        permission.used_up(node);
+    }] {
+        let mut permission = Permission::new(TERMS, 1, at(0));
+        permission.prepare(&name("a"), &worker(), at(200)).unwrap();
+        revoke(&mut permission, &name("a"));
+        words(permission.grant_prepared(&name("a"), &worker(), at(201)));
+    }
+    let mut permission = Permission::new(TERMS, 1, at(0));
+    permission.prepare(&name("a"), &worker(), at(200)).unwrap();
+    let held = Facts {
+        hold: Some("a new disk".into()),
+        ..worker()
+    };
+    let (reason, _) = words(permission.grant_prepared(&name("a"), &held, at(201)));
+    assert_eq!(reason, "an operator forbade it: a new disk");
+}
+
+#[test]
+fn after_a_take_over_leaves_of_before_may_hold() {
+    let mut permission = Permission::new(TERMS, 1, at(0));
+    assert_eq!(permission.standing(&name("a"), at(180)), Standing::None);
+    permission.took_over(at(1000));
+    assert_eq!(permission.standing(&name("a"), at(1179)), Standing::MayHaveLeave);
+    assert_eq!(permission.standing(&name("a"), at(1180)), Standing::None);
 }

@@ -13,6 +13,8 @@ pub(super) struct Entry {
     pub(super) standing: Standing,
     pub(super) since: Option<Timestamp>,
     pub(super) heard: Moment,
+    /// Heard by this server since it acts; a restored one is not.
+    pub(super) is_heard: bool,
     pub(super) due: Option<Moment>,
     pub(super) polls: u32,
     pub(super) waking: bool,
@@ -35,6 +37,7 @@ impl Entry {
     pub(super) fn hear(&mut self, report: Report, now: At) -> Cause {
         let against = self.life.as_ref().map_or(Against::Same, |life| life.against(&report));
         self.heard = now.moment;
+        self.is_heard = true;
         let before = self.standing;
         self.standing = match (report.activity, against) {
             (Activity::Busy | Activity::Quiet { .. }, _) => Standing::Awake,
