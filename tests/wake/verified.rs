@@ -92,7 +92,8 @@ fn as_agent(master: &Master, method: &str, path: &str, body: &Value) -> Answer {
 fn report(resumes: u64, activity: &str) -> Value {
     json!({
         "schema": 1, "node": "worker-01", "boot_id": "b", "resumes": resumes, "activity": { "is": activity, "idle_s": 5 },
-        "reasons": [], "ports": [], "version": "0.1.0",
+        "reasons": [], "version": "0.1.0",
+        "ports": [{ "interface": "eth0", "mac": card(WORKERS[0]), "waking": "armed" }],
     })
 }
 
@@ -166,10 +167,18 @@ pub(crate) fn agent() {
         held.join().unwrap().json()
     });
     assert_eq!(ordered["orders"][0]["order"], "sleep", "{ordered}");
-    let leave = as_agent(&master, "POST", "leave", &json!({ "schema": 1, "reason": "idle" })).json();
+    let ask = || as_agent(&master, "POST", "leave", &json!({ "schema": 1, "reason": "idle" })).json();
+    let leave = ask();
     assert_eq!(leave["leave"], "granted", "{leave}");
     let back = as_agent(&master, "DELETE", &format!("leave/{}", leave["grant"]), &Value::Null);
     assert_eq!((back.status, &back.json()["newest"]), (200, &ordered["newest"]));
+    // Nothing would wake it.
+    let mut disarmed = report(0, "quiet");
+    disarmed["ports"][0]["waking"] = "disarmed".into();
+    as_agent(&master, "POST", "report", &disarmed);
+    let leave = ask();
+    assert_eq!(leave["leave"], "refused", "{leave}");
+    assert!(leave["reason"].as_str().unwrap().contains("Wake-on-LAN"), "{leave}");
     // Its token is good for itself alone, and for no operator's request.
     let token = format!("X-Auth-Token: {}", agent_token());
     for (method, path) in [("GET", "/v1/nodes/worker-02/orders"), ("POST", "/wake/worker-01")] {

@@ -10,7 +10,7 @@ use vmstation_protocol::{MacAddr, Transport};
 use vmstation_wake_server::{
     api::{Api, router},
     auth::Keys,
-    config::WakeSettings,
+    config::{SleepSettings, WakeSettings},
     hub::{Hub, Parts},
     metrics::Metrics,
     notify::Notifier,
@@ -103,6 +103,8 @@ pub(crate) fn with(cards: Cards, notifier: Notifier) -> Router {
             node_interval: Duration::ZERO,
             ..WakeSettings::default()
         },
+        sleep: SleepSettings::default(),
+        kubernetes: None,
         store: Arc::new(store),
         metrics: Arc::clone(&metrics),
         notifier,

@@ -31,6 +31,7 @@ use vmstation_protocol::{
 
 use crate::{
     auth::{Caller, Keys, unauthorized},
+    forward::{Forward, forward},
     hub::{Happening, Hub, Refusal},
     metrics::{self, Metrics},
     openapi, origin, page,
@@ -88,8 +89,20 @@ impl Api {
     }
 }
 
-/// All routes.
+/// All routes of a wake server that is alone.
 pub fn router(api: Arc<Api>) -> Router {
+    routes(api, |router| router)
+}
+
+/// All routes of one of several wake servers: what changes something is passed on to the one that leads.
+pub fn router_of_one(api: Arc<Api>, passing: &Arc<Forward>) -> Router {
+    routes(api, |router| {
+        router.route_layer(middleware::from_fn_with_state(Arc::clone(passing), forward))
+    })
+}
+
+/// `writes`: what is done within who may, to the routes that change something.
+fn routes(api: Arc<Api>, writes: impl Fn(Router<Arc<Api>>) -> Router<Arc<Api>>) -> Router {
     let status = Router::new()
         .route("/", get(page_html))
         .route("/page.css", get(page_css))
@@ -101,14 +114,14 @@ pub fn router(api: Arc<Api>) -> Router {
     let operator = Router::new()
         .route("/wake/all", post(wake_all).delete(cancel_all))
         .route("/wake/{node}", post(wake).delete(cancel))
-        .route("/sleep/{node}", post(sleep))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&api), may_operate));
+        .route("/sleep/{node}", post(sleep));
+    let operator = writes(operator).route_layer(middleware::from_fn_with_state(Arc::clone(&api), may_operate));
     let agents = Router::new()
         .route("/v1/nodes/{node}/report", post(report))
         .route("/v1/nodes/{node}/orders", get(orders))
         .route("/v1/nodes/{node}/leave", post(ask_leave))
-        .route("/v1/nodes/{node}/leave/{grant}", delete(hand_back))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&api), may_report));
+        .route("/v1/nodes/{node}/leave/{grant}", delete(hand_back));
+    let agents = writes(agents).route_layer(middleware::from_fn_with_state(Arc::clone(&api), may_report));
     Router::new()
         .route("/health", get(health))
         .route("/openapi.json", get(openapi_json))
@@ -445,7 +458,7 @@ async fn ask_leave(
     request: Result<Json<LeaveRequest>, JsonRejection>,
 ) -> Result<Json<Leave>, Refused> {
     let Json(request) = request.map_err(|why| bad_body(&why))?;
-    Ok(Json(api.hub.ask_leave(&name(&node)?, &request)))
+    Ok(Json(api.hub.ask_leave(&name(&node)?, &request).await))
 }
 
 async fn hand_back(

@@ -8,6 +8,7 @@
 //! of the moment before the crash may be lost, and are heard again with the agents' next reports.
 
 mod known;
+mod kubernetes;
 
 use std::{
     net::IpAddr,
@@ -27,9 +28,10 @@ use vmstation_protocol::{
 };
 
 use self::known::Known;
+pub use self::kubernetes::Kubernetes;
 use crate::{
     clock::{Moment, wall_clock},
-    config::WakeSettings,
+    config::{SleepSettings, WakeSettings},
     keeping::Keeping,
     metrics::Metrics,
     notify::Notifier,
@@ -100,6 +102,10 @@ pub struct Parts {
     pub registry: Registry,
     /// How nodes are woken.
     pub wake: WakeSettings,
+    /// Which may sleep.
+    pub sleep: SleepSettings,
+    /// The Kubernetes cluster that they are nodes of, if they are.
+    pub kubernetes: Option<Kubernetes>,
     /// Through what.
     pub lan: Arc<dyn Air>,
     /// What outlives a restart.
@@ -116,6 +122,8 @@ pub struct Hub {
     registry_files: Vec<PathBuf>,
     pace: Pace,
     wake: WakeSettings,
+    sleep: SleepSettings,
+    kubernetes: Option<Kubernetes>,
     lan: Arc<dyn Air>,
     store: Arc<Store>,
     keeping: Keeping,
@@ -163,7 +171,13 @@ impl Hub {
             tracing::warn!("{warning}");
         }
         let presence = Presence::restored(Limits::default(), loaded.nodes, now);
-        let mut known = Known::new(parts.registry, presence, parts.wake.node_interval, now);
+        let mut known = Known::new(
+            parts.registry,
+            presence,
+            parts.wake.node_interval,
+            parts.sleep.terms,
+            now,
+        );
         loaded
             .last_wakes
             .into_values()
@@ -174,6 +188,8 @@ impl Hub {
             registry_files: parts.registry_files,
             pace: Pace::new(parts.wake.stagger),
             wake: parts.wake,
+            sleep: parts.sleep,
+            kubernetes: parts.kubernetes,
             lan: parts.lan,
             keeping: Keeping::new(Arc::clone(&parts.store)),
             store: parts.store,
@@ -375,12 +391,18 @@ impl Hub {
         }
     }
 
-    /// An agent asks for leave to sleep.
-    pub fn ask_leave(&self, node: &NodeName, request: &LeaveRequest) -> Leave {
-        let now = at();
-        let mut known = self.known();
-        let facts = known.facts(node);
-        let leave = Leave::from(known.permission.ask(node, &facts, now.moment));
+    /// An agent asks for leave to sleep. In a Kubernetes cluster its pods are moved first; whoever does not wait for the answer calls
+    /// that off.
+    pub async fn ask_leave(self: &Arc<Self>, node: &NodeName, request: &LeaveRequest) -> Leave {
+        let leave = match &self.kubernetes {
+            Some(kubernetes) => self.leave_of_cluster(kubernetes, node, request).await,
+            None => {
+                let now = at();
+                let mut known = self.known();
+                let facts = known.facts(node, &self.sleep, now);
+                Leave::from(known.permission.ask(node, &facts, now.moment))
+            }
+        };
         match &leave {
             Leave::Granted { grant, .. } => {
                 tracing::info!(%node, grant, reason = request.reason, "leave to sleep granted");
@@ -395,6 +417,7 @@ impl Hub {
         let mut known = self.known();
         let was_held = known.permission.hand_back(node, grant);
         tracing::debug!(%node, grant, was_held, "leave handed back");
+        self.kick();
         known.presence.orders(node, Moment::now())
     }
 
@@ -484,6 +507,9 @@ impl Hub {
             }
         }
         let nodes = known.presence.unsaved();
+        if !changes.is_empty() {
+            self.kick();
+        }
         if !nodes.is_empty() || !changes.is_empty() {
             // Nobody is told that it is kept.
             drop(self.keeping.keep(Batch {

@@ -17,7 +17,7 @@ use prometheus_client::{
 };
 use vmstation_protocol::{NodeName, NodeState, Status, Transport, WakeDocument, WakeOutcome};
 
-use crate::openapi::Route;
+use crate::{cluster::election::Leadership, openapi::Route};
 
 /// `Content-Type` of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -34,6 +34,10 @@ pub struct Metrics {
     failed_wakes: Counter,
     packets: Family<TransportLabels, Counter>,
     seconds_to_awake: Histogram,
+    marked_nodes: Gauge,
+    failing_nodes: Gauge,
+    is_leader: Gauge,
+    lease_transitions: Gauge,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -97,6 +101,32 @@ impl Metrics {
             Unit::Seconds,
             seconds_to_awake.clone(),
         );
+        let marked_nodes = Gauge::default();
+        registry.register(
+            "cluster_marked_nodes",
+            "Nodes of the Kubernetes cluster that carry a cordon or a record of this server",
+            marked_nodes.clone(),
+        );
+        let failing_nodes = Gauge::default();
+        registry.register(
+            "cluster_failing_nodes",
+            "Nodes of the Kubernetes cluster that cannot be written as they should be; it is tried again for ever",
+            failing_nodes.clone(),
+        );
+        let is_leader = Gauge::default();
+        // Alone until it is one of several.
+        is_leader.set(1);
+        registry.register(
+            "server_is_leader",
+            "1: this wake server acts, as it leads or is alone",
+            is_leader.clone(),
+        );
+        let lease_transitions = Gauge::default();
+        registry.register(
+            "server_lease_transitions",
+            "How often the lease of the wake servers had changed hands when this one last got it; 0: it never did",
+            lease_transitions.clone(),
+        );
         Self {
             registry,
             requests,
@@ -104,6 +134,10 @@ impl Metrics {
             failed_wakes,
             packets,
             seconds_to_awake,
+            marked_nodes,
+            failing_nodes,
+            is_leader,
+            lease_transitions,
         }
     }
 
@@ -120,6 +154,12 @@ impl Metrics {
             },
         };
         self.requests.get_or_create(&labels).inc();
+    }
+
+    /// Nodes of the Kubernetes cluster that carry a record of ours, and those whose record cannot be written or taken away.
+    pub fn observe_marked_nodes(&self, marked: usize, failing: usize) {
+        self.marked_nodes.set(i64::try_from(marked).unwrap_or(i64::MAX));
+        self.failing_nodes.set(i64::try_from(failing).unwrap_or(i64::MAX));
     }
 
     /// Counts a wake, once it is over; one that goes on is not counted.
@@ -145,6 +185,20 @@ impl Metrics {
             && let Some(last) = wake.stages.last()
         {
             self.seconds_to_awake.observe(last.at_ms / 1000.0);
+        }
+    }
+
+    /// Whether this server leads of several.
+    pub fn observe_leadership(&self, leadership: &Leadership) {
+        match leadership {
+            Leadership::Acting(term) => {
+                self.is_leader.set(1);
+                self.lease_transitions
+                    .set(i64::try_from(term.fence.0).unwrap_or(i64::MAX));
+            }
+            Leadership::Following { .. } => {
+                self.is_leader.set(0);
+            }
         }
     }
 
@@ -328,6 +382,25 @@ mod tests {
         }
         assert!(text.ends_with("# EOF\n") && text.matches("# EOF").count() == 1);
         assert!(!text.contains("waking\"} 1") && !text.contains("free"));
+    }
+
+    #[test]
+    fn who_leads_is_told() {
+        use crate::{
+            clock::Moment,
+            cluster::election::{Fence, Term},
+        };
+        let metrics = Metrics::new();
+        let says = |line: &str| metrics.encode(&status(&[])).lines().any(|found| found == line);
+        assert!(says("vmstation_wake_server_is_leader 1"), "alone");
+        metrics.observe_leadership(&Leadership::Following { leader: None });
+        assert!(says("vmstation_wake_server_is_leader 0"));
+        metrics.observe_leadership(&Leadership::Acting(Term {
+            fence: Fence(7),
+            acts_until: Moment::from_boot(std::time::Duration::MAX),
+        }));
+        assert!(says("vmstation_wake_server_is_leader 1"));
+        assert!(says("vmstation_wake_server_lease_transitions 7"));
     }
 
     #[test]

@@ -85,7 +85,7 @@ enum DeliveryError {
     #[error("cannot be asked: {0}")]
     Client(String),
     #[error("cannot be asked")]
-    Request(#[from] axum::http::Error),
+    Request(#[from] http::Error),
     #[error("cannot be asked")]
     Task(#[from] JoinError),
 }

@@ -28,6 +28,8 @@ use crate::{
 const SUITE_LIMIT: &str = "600";
 /// How long the output of a suite that has ended may stay open.
 const LINGER: Duration = Duration::from_secs(5);
+/// Suites whose tests wait for time to pass, most of the time: more of them at once than there are CPUs.
+const MOSTLY_WAITING: [&str; 1] = ["coordination"];
 const POLL: Duration = Duration::from_millis(100);
 
 /// Builds everything and runs all tests.
@@ -140,6 +142,7 @@ impl Report {
         command
             .args(["timeout", "--kill-after=10", SUITE_LIMIT])
             .arg(&suite.executable)
+            .args(MOSTLY_WAITING.contains(&&*suite.name).then_some("--test-threads=8"))
             .args(filter);
         self.follow(&suite.name, command.current_dir(&suite.folder))
     }

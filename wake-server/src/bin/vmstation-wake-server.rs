@@ -1,18 +1,37 @@
 //! `vmstation-wake-server`: puts the parts together and serves.
 
-use std::{env, net::SocketAddr, num::NonZeroU32, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    env,
+    io::{self, Write as _},
+    net::SocketAddr,
+    num::NonZeroU32,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 use vmstation_wake_server::{
     api::{self, Api},
     auth::{KeyError, Keys},
+    cluster::{
+        Cluster,
+        connect::{self, ConnectError, Connection},
+        election::{self, Election, Leadership},
+    },
     config::{ConfigError, Overrides, Settings},
-    descriptors,
-    hub::{Hub, Parts},
+    descriptors, doctor,
+    forward::Forward,
+    hub::{Hub, Kubernetes, Parts},
     lan::Lan,
     metrics::Metrics,
     notify::Notifier,
@@ -36,9 +55,10 @@ const STOP_WITHIN: Duration = Duration::from_secs(5);
     version,
     after_help = "Examples:\n  \
         vmstation-wake-server --registry ./nodes.toml --state-dir ./state        on loopback, port 9876\n  \
-        vmstation-wake-server --listen 0.0.0.0:9876 --token-file /etc/vmstation/wake-token\n\n\
+        vmstation-wake-server --listen 0.0.0.0:9876 --token-file /etc/vmstation/wake-token\n  \
+        vmstation-wake-server doctor                     does it get at the cluster, and what to fix\n\n\
         Signals: SIGHUP reads the registry, certificate and key again, SIGTERM and SIGINT stop.\n\
-        Exit codes: 0 stopped, 1 failed, 2 usage, 78 configuration."
+        Exit codes: 0 stopped or all is well, 1 failed, 2 usage, 4 API server unreachable, 5 rights or credentials, 78 configuration."
 )]
 struct Arguments {
     /// Configuration file [default: /etc/vmstation/wake-server.toml, if it is there]
@@ -56,33 +76,75 @@ struct Arguments {
     /// Folder of what outlives a restart
     #[arg(long, value_name = "DIR", env = "VMSTATION_WAKE_SERVER_STATE_DIR")]
     state_dir: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Looks whether the cluster can be used, says what to fix, and changes nothing
+    Doctor {
+        /// For people or machines
+        #[arg(long, value_enum, default_value_t)]
+        output: doctor::Output,
+    },
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let Err(error) = run(arguments) else {
-        return ExitCode::SUCCESS;
+    let mut arguments = Arguments::parse();
+    let ended = match arguments.command.take() {
+        Some(Command::Doctor { output }) => examine(arguments, output),
+        None => run(arguments).map(|()| ExitCode::SUCCESS),
+    };
+    let error = match ended {
+        Ok(code) => return code,
+        Err(error) => error,
     };
     eprintln!("vmstation-wake-server: {error:#}");
-    let is_configuration = error.is::<ConfigError>() || error.is::<RegistryErrors>() || error.is::<KeyError>();
+    let is_configuration = error.is::<ConfigError>()
+        || error.is::<RegistryErrors>()
+        || error.is::<KeyError>()
+        || error.is::<ConnectError>();
     if is_configuration {
         return ExitCode::from(EXIT_CONFIGURATION);
     }
     ExitCode::FAILURE
 }
 
-fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let credentials = env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    let settings = Settings::load(
-        arguments.config.as_deref(),
+/// `doctor`
+fn examine(arguments: Arguments, output: doctor::Output) -> anyhow::Result<ExitCode> {
+    let config = arguments.config.clone();
+    let findings = runtime()?.block_on(doctor::run(config.as_deref(), arguments.overrides(credentials())));
+    let text = doctor::shown(findings.found(), output)?;
+    writeln!(io::stdout(), "{text}").context("cannot write")?;
+    Ok(ExitCode::from(findings.exit().code()))
+}
+
+impl Arguments {
+    fn overrides(self, credentials_dir: Option<PathBuf>) -> Overrides {
         Overrides {
-            listen: arguments.listen,
-            registry: arguments.registry,
-            token_file: arguments.token_file,
-            state_dir: arguments.state_dir,
-            credentials_dir: credentials.clone(),
-        },
-    )?;
+            listen: self.listen,
+            registry: self.registry,
+            token_file: self.token_file,
+            state_dir: self.state_dir,
+            credentials_dir,
+        }
+    }
+}
+
+fn credentials() -> Option<PathBuf> {
+    env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
+}
+
+fn runtime() -> anyhow::Result<Runtime> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().context("cannot start the runtime")
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let credentials = credentials();
+    let config = arguments.config.clone();
+    let settings = Settings::load(config.as_deref(), arguments.overrides(credentials.clone()))?;
     let registry = Registry::load(&settings.registry)?;
     let keys = Keys::load(
         settings.token_file.as_deref(),
@@ -94,10 +156,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         tracing::warn!("{note}");
     }
     descriptors::raise(settings.limits.connections);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
+    let runtime = runtime()?;
     let served = runtime.block_on(serve(settings, registry, keys));
     // A route look-up that does not answer holds nobody up.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -118,11 +177,14 @@ async fn serve(settings: Settings, registry: Registry, keys: Keys) -> anyhow::Re
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let metrics = Arc::new(Metrics::new());
+    let (kubernetes, election) = election(&settings).await?.unzip();
     let parts = Parts {
         registry_files: settings.registry.clone(),
         registry,
         lan: Arc::new(Lan::new(&settings.wake.udp_ports)),
         wake: settings.wake.clone(),
+        sleep: settings.sleep.clone(),
+        kubernetes,
         store: Arc::new(Store::new(&settings.state_dir)),
         metrics: Arc::clone(&metrics),
         notifier: Notifier::new(settings.notify.clone()),
@@ -132,8 +194,12 @@ async fn serve(settings: Settings, registry: Registry, keys: Keys) -> anyhow::Re
         let hub = Arc::clone(&hub);
         async move { hub.watch_silence().await }
     });
+    let cluster = tokio::spawn({
+        let hub = Arc::clone(&hub);
+        async move { hub.keep_cluster().await }
+    });
     let reloads = tokio::spawn(reload(Arc::clone(&hub), tls.clone(), signal(SignalKind::hangup())?));
-    let app = api::router(Arc::new(Api {
+    let api = Arc::new(Api {
         hub,
         keys,
         metrics,
@@ -141,7 +207,14 @@ async fn serve(settings: Settings, registry: Registry, keys: Keys) -> anyhow::Re
         allow_from: settings.allow_from.clone(),
         status_from: settings.status_from.clone(),
         host_names: host_names(&settings),
-    }));
+    });
+    let (app, counting) = match &election {
+        Some((election, forward)) => {
+            let counting = tokio::spawn(count(election.leadership(), Arc::clone(&api.metrics)));
+            (api::router_of_one(api, forward), Some(counting))
+        }
+        None => (api::router(api), None),
+    };
     for listener in &listeners {
         tracing::info!(address = %listener.local_addr()?, tls = tls.is_some(), version = env!("CARGO_PKG_VERSION"), "serving");
     }
@@ -164,9 +237,44 @@ async fn serve(settings: Settings, registry: Registry, keys: Keys) -> anyhow::Re
     };
     server::serve(listeners, tls, app, limits, stop).await;
     silence.abort();
+    cluster.abort();
     reloads.abort();
+    if let Some((election, _)) = election {
+        election.resign().await;
+    }
+    if let Some(counting) = counting {
+        counting.abort();
+    }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Stands for election if there is a cluster. Without one this server is alone, and acts. The API server is asked later: this one starts
+/// while that one is down.
+async fn election(settings: &Settings) -> anyhow::Result<Option<(Kubernetes, (Election, Arc<Forward>))>> {
+    let kubernetes = &settings.kubernetes;
+    if !connect::is_configured(kubernetes) {
+        return Ok(None);
+    }
+    let connection = Arc::new(Connection::new(kubernetes).await?);
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    let identity = election::identity(host.as_deref().unwrap_or("wake-server"));
+    let election = Election::start(Arc::clone(&connection), kubernetes, identity.clone());
+    let forward = Forward::new(&identity, election.leadership(), kubernetes, settings.into()).await;
+    let forward = forward
+        .map_err(anyhow::Error::msg)
+        .context("cannot ask other wake servers")?;
+    let cluster = Kubernetes::new(Cluster::new(connection, identity), election.leadership());
+    Ok(Some((cluster, (election, Arc::new(forward)))))
+}
+
+async fn count(mut leadership: watch::Receiver<Leadership>, metrics: Arc<Metrics>) {
+    loop {
+        metrics.observe_leadership(&leadership.borrow_and_update());
+        if leadership.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Who may connect at all: whoever may do anything.
@@ -225,7 +333,7 @@ fn log() -> anyhow::Result<()> {
             .init();
     } else {
         registry
-            .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr))
+            .with(tracing_subscriber::fmt::layer().with_writer(io::stderr))
             .init();
     }
     Ok(())

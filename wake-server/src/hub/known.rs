@@ -9,15 +9,17 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{Notify, watch};
 use vmstation_protocol::{
-    Activity, MacAddr, MacError, NodeDocument, NodeName, NodeState, Report, Role, SCHEMA, Status, WakeDocument,
+    Activity, MacAddr, MacError, NodeDocument, NodeName, NodeState, Report, Role, SCHEMA, Stage, Status, WakeDocument,
+    WakeOutcome, Waking,
 };
 
 use super::{HISTORY, Refusal};
 use crate::{
     clock::Moment,
+    config::SleepSettings,
     limits::Interval,
     page::TimelineNode,
-    permission::{Facts, Permission, Terms},
+    permission::{Facts, Permission, Proof, Terms},
     presence::{At, Life, Presence},
     registry::{Node, Registry},
     store::Transition,
@@ -50,11 +52,11 @@ pub(super) struct Known {
 }
 
 impl Known {
-    pub(super) fn new(files: Registry, presence: Presence, interval: Duration, now: At) -> Self {
+    pub(super) fn new(files: Registry, presence: Presence, interval: Duration, terms: Terms, now: At) -> Self {
         Self {
             presence,
             permission: Permission::new(
-                Terms::default(),
+                terms,
                 u64::try_from(now.wall.as_millisecond()).unwrap_or_default(),
                 now.moment,
             ),
@@ -134,15 +136,47 @@ impl Known {
         admitted.map_err(|too_many| Refusal::TooSoon(too_many.wait))
     }
 
-    /// What permission depends on.
-    pub(super) fn facts(&mut self, node: &NodeName) -> Facts {
+    /// What permission depends on; `now` for who else is awake.
+    pub(super) fn facts(&mut self, node: &NodeName, sleep: &SleepSettings, now: At) -> Facts {
         let is_being_woken = self.presence.is_being_woken(node);
         let known = self.registry().get(node);
+        let role = known.map(|known| known.role).unwrap_or_default();
+        let has_mac = known.is_some_and(|known| !known.macs.is_empty());
+        let group = known.and_then(|known| known.group.clone());
+        let min_awake = sleep.min_awake.get(&role).copied().unwrap_or_default();
+        let awake_peers = if min_awake == 0 {
+            Vec::new()
+        } else {
+            let peers = self.nodes(Some(role)).into_iter().map(|peer| peer.name);
+            peers
+                .filter(|peer| peer != node && self.presence.state(peer, now).0 == NodeState::Awake)
+                .collect()
+        };
         Facts {
-            role: known.map(|known| known.role).unwrap_or_default(),
-            has_mac: known.is_some_and(|known| !known.macs.is_empty()),
+            role,
+            has_mac,
             is_being_woken,
-            group: known.and_then(|known| known.group.clone()),            ..Facts::default()
+            group,
+            hold: None,
+            awake_peers,
+            min_awake,
+            waking: self.waking(node),
+            proof_needed: sleep.first_time,
+        }
+    }
+
+    /// What speaks for it that a node can be woken.
+    fn waking(&self, node: &NodeName) -> Proof {
+        let is_proved = self.last_wakes.get(node).is_some_and(|wake| {
+            let is_heard = wake.stages.iter().any(|stage| stage.stage == Stage::AgentReport);
+            wake.outcome == WakeOutcome::Awake && is_heard
+        });
+        let report = self.presence.last_report(node).map(|(report, _)| report);
+        let is_armed = report.is_some_and(|report| report.ports.iter().any(|port| port.waking == Waking::Armed));
+        match (is_proved, is_armed) {
+            (true, _) => Proof::Woken,
+            (false, true) => Proof::Armed,
+            (false, false) => Proof::None,
         }
     }
 

@@ -40,6 +40,8 @@ fn hub(folder: &Path, registry: &str) -> Arc<Hub> {
             resend: vec![Duration::ZERO, NEVER],
             ..WakeSettings::default()
         },
+        sleep: SleepSettings::default(),
+        kubernetes: None,
         lan: Arc::new(Silent),
         store: Arc::new(Store::new(folder)),
         metrics: Arc::new(Metrics::new()),
@@ -84,6 +86,6 @@ fn a_node_is_of_the_group_that_the_registry_says() {
     let folder = tempfile::tempdir().unwrap();
     let registry = "[[node]]\nname = \"a\"\ngroup = \"ceph\"\n[[node]]\nname = \"b\"\n";
     let hub = hub(folder.path(), registry);
-    let group = |name: &str| hub.known().facts(&name.parse().unwrap()).group;
+    let group = |name: &str| hub.known().facts(&name.parse().unwrap(), &hub.sleep, at()).group;
     assert_eq!((group("a"), group("b"), group("c")), (Some("ceph".into()), None, None));
 }

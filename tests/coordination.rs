@@ -1,0 +1,36 @@
+//! The wake server in a Kubernetes cluster: who gets leave, what becomes of the node and its pods, and that nothing of ours stays on a
+//! node that is awake. Against a real API server where `KUBEBUILDER_ASSETS` names one, and a fake otherwise. Needs no root.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[expect(dead_code, reason = "other suites use more of it")]
+#[path = "support/cluster.rs"]
+mod cluster;
+#[path = "coordination/demand.rs"]
+mod demand;
+#[path = "coordination/refused.rs"]
+mod refused;
+#[path = "coordination/scene.rs"]
+mod scene;
+#[path = "coordination/sleeping.rs"]
+mod sleeping;
+#[path = "coordination/taken_back.rs"]
+mod taken_back;
+#[path = "coordination/wake_server.rs"]
+mod wake_server;
+#[path = "coordination/walk.rs"]
+mod walk;
+
+/// Runs a test on a cluster of its own.
+fn on_cluster<F: Future<Output = ()>>(test: impl FnOnce(scene::Scene) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let cluster = scene::Scene::set().await;
+        tokio::time::timeout(std::time::Duration::from_secs(120), test(cluster))
+            .await
+            .expect("the test hangs");
+    });
+}

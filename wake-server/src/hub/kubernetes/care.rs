@@ -1,0 +1,338 @@
+//! What is remembered of each Node between two looks at it, and when it is looked at next. Pure but for what it logs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use vmstation_protocol::NodeName;
+
+use crate::{
+    clock::Moment,
+    cluster::{ClusterError, Seen},
+    cordon::{self, Duty, Evidence, Heard, LeaseSign, LeaseWatch, PowerState, Record, Standing, UnknownState, Why},
+    workload::{ClusterNode, Pod, PodId},
+};
+
+/// After so long a suspended node is not ready by its cluster's word: one that is has come back unheard, or has no controller that says so.
+const READY_IS_TRUE_AFTER: Duration = Duration::from_mins(2);
+/// Time between two looks at a node that is awaited.
+const SOON: Duration = Duration::from_secs(2);
+/// And at one of which nothing tells where it is.
+const LATER: Duration = Duration::from_secs(15);
+/// And at one that is as it should be.
+const SELDOM: Duration = Duration::from_mins(5);
+/// First and longest wait after a failure.
+const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
+
+/// Everything.
+#[derive(Debug, Default)]
+pub(super) struct Care {
+    nodes: BTreeMap<NodeName, Kept>,
+    /// When which node is looked at, as its own `next` says.
+    order: BTreeSet<(Moment, NodeName)>,
+    /// Seen since the watch began; the rest goes when it is complete.
+    again: Option<BTreeSet<NodeName>>,
+    is_blind: bool,
+}
+
+#[derive(Debug)]
+struct Kept {
+    node: ClusterNode,
+    next: Option<Moment>,
+    heard: Heard,
+    heard_since: Moment,
+    lease: Option<LeaseWatch>,
+    /// Since when it is back but for its pods, and those.
+    back: Option<(Moment, Vec<PodId>)>,
+    failures: u32,
+    waits: Option<Duty>,
+}
+
+impl Care {
+    /// The watch says something.
+    pub(super) fn seen(&mut self, seen: Seen<ClusterNode>, now: Moment) {
+        match seen {
+            Seen::Begin => self.again = Some(BTreeSet::new()),
+            Seen::Is(node) => {
+                if let Some(again) = &mut self.again {
+                    again.insert(node.name.clone());
+                }
+                self.changed(node, now);
+            }
+            Seen::Gone(node) => self.gone(&node.name),
+            Seen::Complete => {
+                if self.is_blind {
+                    self.is_blind = false;
+                    tracing::info!("the cluster's nodes are watched again");
+                }
+                let Some(again) = self.again.take() else { return };
+                let gone: Vec<_> = self
+                    .nodes
+                    .keys()
+                    .filter(|name| !again.contains(*name))
+                    .cloned()
+                    .collect();
+                gone.iter().for_each(|name| self.gone(name));
+            }
+        }
+    }
+
+    /// The watch fails.
+    pub(super) fn blind(&mut self, error: &ClusterError) {
+        if !self.is_blind {
+            self.is_blind = true;
+            tracing::error!(%error, "the cluster's nodes cannot be watched; it is tried again");
+        }
+    }
+
+    /// A node is this now.
+    pub(super) fn changed(&mut self, node: ClusterNode, now: Moment) {
+        let name = node.name.clone();
+        match self.nodes.get_mut(&name) {
+            // The word of a watch may be older than an answer.
+            Some(kept) if is_older(&node.resource_version, &kept.node.resource_version) => return,
+            Some(kept) if kept.node.uid == node.uid => kept.node = node,
+            Some(_) | None => {
+                self.gone(&name);
+                let kept = Kept {
+                    node,
+                    next: None,
+                    heard: Heard::Nothing,
+                    heard_since: now,
+                    lease: None,
+                    back: None,
+                    failures: 0,
+                    waits: None,
+                };
+                self.nodes.insert(name.clone(), kept);
+            }
+        }
+        let is_failing = self.nodes.get(&name).is_some_and(|kept| kept.failures > 0);
+        // One that fails keeps its wait, whatever its kubelet writes meanwhile.
+        if !is_failing {
+            self.schedule(&name, now);
+        }
+    }
+
+    /// A node is no more.
+    pub(super) fn gone(&mut self, name: &NodeName) {
+        if let Some(kept) = self.nodes.remove(name)
+            && let Some(next) = kept.next
+        {
+            self.order.remove(&(next, name.clone()));
+        }
+    }
+
+    /// Something may have changed for all.
+    pub(super) fn all_due(&mut self, now: Moment) {
+        let names: Vec<_> = self.nodes.keys().cloned().collect();
+        for name in names {
+            if self.nodes.get(&name).is_some_and(|kept| kept.failures == 0) {
+                self.schedule(&name, now);
+            }
+        }
+    }
+
+    /// When a node is to be looked at.
+    pub(super) fn next(&self) -> Option<Moment> {
+        self.order.first().map(|(next, _)| *next)
+    }
+
+    /// A node whose time has come.
+    pub(super) fn due(&mut self, now: Moment) -> Option<NodeName> {
+        let (next, name) = self.order.first().filter(|(next, _)| *next <= now)?.clone();
+        self.order.remove(&(next, name.clone()));
+        if let Some(kept) = self.nodes.get_mut(&name) {
+            kept.next = None;
+        }
+        // Whatever becomes of this look, there is another.
+        self.schedule(&name, now.after(SELDOM));
+        Some(name)
+    }
+
+    /// As it was read last.
+    pub(super) fn node(&self, name: &NodeName) -> Option<&ClusterNode> {
+        self.nodes.get(name).map(|kept| &kept.node)
+    }
+
+    /// Nodes with something of ours.
+    pub(super) fn marked(&self) -> usize {
+        self.nodes.values().filter(|kept| cordon::is_marked(&kept.node)).count()
+    }
+
+    /// Nodes that something is to be done about and cannot.
+    pub(super) fn failing(&self) -> usize {
+        self.nodes.values().filter(|kept| kept.failures > 0).count()
+    }
+
+    /// Nothing of ours is on it.
+    pub(super) fn rest(&mut self, name: &NodeName, now: Moment) {
+        if let Some(kept) = self.nodes.get_mut(name) {
+            kept.lease = None;
+            kept.back = None;
+            kept.failures = 0;
+            kept.waits = None;
+        }
+        self.schedule(name, now.after(SELDOM));
+    }
+
+    /// Its annotations are not ours to understand.
+    pub(super) fn strange(&mut self, name: &NodeName, error: &UnknownState, now: Moment) {
+        tracing::warn!(node = %name, %error, "the node is left as it is");
+        self.schedule(name, now.after(SELDOM));
+    }
+
+    /// Whether its Lease tells something that nothing else does.
+    pub(super) fn wants_lease(&mut self, name: &NodeName, record: Option<&Record>, heard: Heard, now: Moment) -> bool {
+        let Some(kept) = self.nodes.get_mut(name) else {
+            return false;
+        };
+        if heard != kept.heard {
+            kept.heard = heard;
+            kept.heard_since = now;
+            // What was seen of it before it was heard proves nothing about after.
+            kept.lease = None;
+            kept.back = None;
+        }
+        let wants = match (record.map(|record| record.state), heard) {
+            (None | Some(PowerState::Draining), _) => false,
+            (Some(PowerState::Granted | PowerState::Asleep | PowerState::Waking), Heard::Sleeping) => {
+                kept.node.ready && now.since(kept.heard_since) >= READY_IS_TRUE_AFTER
+            }
+            (Some(PowerState::Granted | PowerState::Asleep | PowerState::Waking), _) => true,
+        };
+        if !wants {
+            kept.lease = None;
+            kept.back = None;
+            return false;
+        }
+        let watch = kept.lease.get_or_insert_with(|| LeaseWatch::new(now));
+        watch.sign(now) != LeaseSign::Renewed
+    }
+
+    /// What its Lease says.
+    pub(super) fn lease(&mut self, name: &NodeName, renewed: Option<&str>, now: Moment) {
+        if let Some(watch) = self.nodes.get_mut(name).and_then(|kept| kept.lease.as_mut()) {
+            watch.observe(renewed, now);
+        }
+    }
+
+    /// Whether nothing but its pods is missing.
+    pub(super) fn wants_pods(&mut self, name: &NodeName, now: Moment) -> bool {
+        let Some(kept) = self.nodes.get_mut(name) else {
+            return false;
+        };
+        let sign = kept.lease.as_ref().map(|watch| watch.sign(now));
+        sign == Some(LeaseSign::Renewed) && kept.node.ready
+    }
+
+    /// Its pods.
+    pub(super) fn pods(&mut self, name: &NodeName, pods: &[Pod], now: Moment) {
+        if let Some(kept) = self.nodes.get_mut(name) {
+            let since = kept.back.take().map_or(now, |(since, _)| since);
+            let not_yet = pods.iter().filter(|pod| is_of_network(pod) && !pod.is_ready);
+            kept.back = Some((since, not_yet.map(|pod| pod.id.clone()).collect()));
+        }
+    }
+
+    /// All that is known of it.
+    pub(super) fn evidence(
+        &self,
+        name: &NodeName,
+        heard: Heard,
+        standing: Standing,
+        is_being_woken: bool,
+        now: Moment,
+    ) -> Evidence {
+        let kept = self.nodes.get(name);
+        let lease = kept.and_then(|kept| kept.lease.as_ref());
+        let back = kept.and_then(|kept| kept.back.as_ref());
+        Evidence {
+            heard,
+            lease: lease.map_or(LeaseSign::Unclear, |watch| watch.sign(now)),
+            standing,
+            is_being_woken,
+            not_yet: back.map(|(_, pods)| pods.clone()).unwrap_or_default(),
+            back_for: back.map(|(since, _)| now.since(*since)).unwrap_or_default(),
+        }
+    }
+
+    /// There is nothing to do about it now.
+    pub(super) fn waits(&mut self, name: &NodeName, duty: &Duty, now: Moment) {
+        let Some(kept) = self.nodes.get_mut(name) else { return };
+        if kept.waits.as_ref() != Some(duty) {
+            if let Duty::Wait(why) = duty {
+                tracing::debug!(node = %name, %why, "node waits");
+            }
+            kept.waits = Some(duty.clone());
+        }
+        kept.failures = 0;
+        let wait = match duty {
+            Duty::Wait(
+                Why::Attempt | Why::Leave | Why::MayHaveLeave | Why::Woken | Why::Lease | Why::NotReady | Why::Pods(_),
+            ) => SOON,
+            Duty::Wait(Why::Unknown) => LATER,
+            // By its Lease, where nothing is heard of it.
+            Duty::Wait(Why::Asleep) if kept.lease.is_some() => LATER,
+            Duty::Wait(Why::Asleep) => READY_IS_TRUE_AFTER,
+            Duty::Nothing | Duty::MarkAsleep | Duty::MarkWaking | Duty::Release(_) | Duty::Disown => SELDOM,
+        };
+        self.schedule(name, now.after(wait));
+    }
+
+    /// It was written.
+    pub(super) fn written(&mut self, name: &NodeName, node: ClusterNode, duty: &Duty, now: Moment) {
+        if let Some(kept) = self.nodes.get_mut(name) {
+            if kept.failures > 0 {
+                tracing::info!(node = %name, after = kept.failures, "what was to be written to the node is");
+            }
+            kept.failures = 0;
+            kept.waits = None;
+            if matches!(duty, Duty::Release(_)) {
+                kept.lease = None;
+                kept.back = None;
+            }
+        }
+        self.changed(node, now);
+    }
+
+    /// What was to be done about it failed. It is tried again for ever (fault K10).
+    pub(super) fn failed(&mut self, name: &NodeName, error: &ClusterError, now: Moment) {
+        let Some(kept) = self.nodes.get_mut(name) else { return };
+        let (first, longest) = BACK_OFF;
+        let wait = first.saturating_mul(1 << kept.failures.min(10)).min(longest);
+        if kept.failures == 0 {
+            tracing::error!(node = %name, %error, "the node cannot be seen to; it is tried again");
+        } else {
+            tracing::debug!(node = %name, %error, failures = kept.failures, "the node cannot be seen to");
+        }
+        kept.failures = kept.failures.saturating_add(1);
+        self.schedule(name, now.after(wait));
+    }
+
+    fn schedule(&mut self, name: &NodeName, next: Moment) {
+        let Some(kept) = self.nodes.get_mut(name) else { return };
+        if let Some(before) = kept.next.replace(next) {
+            self.order.remove(&(before, name.clone()));
+        }
+        self.order.insert((next, name.clone()));
+    }
+}
+
+/// Pods that have to run before others may come: those of DaemonSets that the cluster calls critical to their node and that use its
+/// network, as the plugins of the container network do.
+fn is_of_network(pod: &Pod) -> bool {
+    pod.is_daemon()
+        && pod.uses_host_network
+        && !pod.is_terminating
+        && pod.priority_class.as_deref() == Some("system-node-critical")
+}
+
+/// Resource versions are whole numbers that rise (KEP-5504); where they are not, the later word counts.
+fn is_older(version: &str, than: &str) -> bool {
+    match (version.parse::<u128>(), than.parse::<u128>()) {
+        (Ok(version), Ok(than)) => version < than,
+        (Err(_), _) | (_, Err(_)) => false,
+    }
+}
