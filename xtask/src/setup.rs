@@ -7,7 +7,7 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::{Result, bail};
 
 use crate::{
-    packages,
+    image, packages,
     privilege::Privilege,
     pypi, step,
     toolchain::{self, Choice, Findings, Install, LINKER_VERSION, NIGHTLY, Toolchain},
@@ -32,6 +32,9 @@ pub(crate) struct Arguments {
     /// Only the toolchain, not the programs that tests call
     #[arg(long)]
     toolchain_only: bool,
+    /// Also the guest that `vm-test` boots, which it would make itself
+    #[arg(long, conflicts_with = "toolchain_only")]
+    guest: bool,
 }
 
 /// The verb.
@@ -55,6 +58,10 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
                 println!("programs for `{verb}`: {why}");
             }
         }
+    }
+    if arguments.guest && complete {
+        image::root(workspace)?;
+        println!("guest for `vm-test`: complete");
     }
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{
     build_ebpf, packages,
@@ -30,6 +30,15 @@ const SUITE_LIMIT: &str = "600";
 const LINGER: Duration = Duration::from_secs(5);
 /// Suites whose tests wait for time to pass, most of the time: more of them at once than there are CPUs.
 const MOSTLY_WAITING: [&str; 1] = ["coordination"];
+/// Suites of the wake server that need no root. They run beside the agent's: both wait for time to pass, and neither touches the host.
+const BESIDE: [&str; 6] = [
+    "coordination",
+    "election",
+    "kube_api",
+    "page",
+    "vmstation_wake_server (lib)",
+    "wake_http",
+];
 const POLL: Duration = Duration::from_millis(100);
 
 /// Builds everything and runs all tests.
@@ -37,6 +46,8 @@ const POLL: Duration = Duration::from_millis(100);
 /// First the eBPF programs, then the programs, then the tests, all as the user who calls. The suites `kernel`, `ssh` and `agent` load
 /// programs into the running kernel and make network namespaces: they are started as root, or with sudo if it can be asked. Without
 /// root their tests are listed as not run, and counted as skipped. They touch nothing outside their own namespaces but loopback.
+///
+/// Suites of the wake server that need no root run beside those of the agent; their lines begin with their name.
 ///
 /// All suites run, also after a failure; one that takes longer than 10 minutes is ended and counts as failed. The last line is the sum: `12 passed, 0 failed, 3 skipped`. Exit code 1 if any failed.
 #[derive(clap::Args)]
@@ -52,15 +63,21 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
     let suites = suites::build(workspace, None)?;
     let filter = arguments.filter.as_deref();
 
-    let mut report = Report::default();
-    for suite in suites.iter().filter(|suite| !suite.needs_root) {
-        report.run(
-            suite,
-            filter,
-            Privilege::None,
-            &[("CARGO_MANIFEST_DIR", suite.folder.as_os_str())],
-        )?;
-    }
+    let (beside, first): (Vec<_>, Vec<_>) = suites
+        .iter()
+        .filter(|suite| !suite.needs_root)
+        .partition(|suite| BESIDE.contains(&&*suite.name));
+    let (report, others) = thread::scope(|scope| {
+        let others = scope.spawn(|| unprivileged(&beside, filter, true));
+        let report = unprivileged(&first, filter, false);
+        let others = others.join();
+        (
+            report,
+            others.unwrap_or_else(|_| bail!("the thread of the wake server's suites panicked")),
+        )
+    });
+    let mut report = report?;
+    report.add(others?);
     report.documentation(workspace, filter)?;
 
     let privileged: Vec<&Suite> = suites.iter().filter(|suite| suite.needs_root).collect();
@@ -91,6 +108,19 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
         }
     }
     Ok(report.close())
+}
+
+/// Runs suites that need no root, one after another.
+fn unprivileged(suites: &[&Suite], filter: Option<&str>, beside: bool) -> Result<Report> {
+    let mut report = Report {
+        beside,
+        ..Report::default()
+    };
+    for suite in suites {
+        let variables = [("CARGO_MANIFEST_DIR", suite.folder.as_os_str())];
+        report.run(suite, filter, Privilege::None, &variables)?;
+    }
+    Ok(report)
 }
 
 /// What keeps the privileged suites from running here, if anything does and there are any.
@@ -126,9 +156,18 @@ struct Report {
     failures: Vec<String>,
     /// Suites that did not run, and why.
     left_out: Vec<String>,
+    /// Whether others run at the same time, so that each line has to say whose it is.
+    beside: bool,
 }
 
 impl Report {
+    /// Takes in what another one has.
+    fn add(&mut self, other: Self) {
+        self.tally += other.tally;
+        self.failures.extend(other.failures);
+        self.left_out.extend(other.left_out);
+    }
+
     /// Starts a suite, shows its output and counts it.
     fn run(
         &mut self,
@@ -157,7 +196,9 @@ impl Report {
     }
 
     fn follow(&mut self, name: &str, command: &mut Command) -> Result<()> {
-        println!("\n-- {name}");
+        if !self.beside {
+            println!("\n-- {name}");
+        }
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -178,7 +219,11 @@ impl Report {
             match received.recv_timeout(POLL) {
                 Ok(line) => {
                     let line = String::from_utf8_lossy(&line);
-                    println!("{line}");
+                    if self.beside {
+                        println!("{name} | {line}");
+                    } else {
+                        println!("{line}");
+                    }
                     transcript.line(&line);
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
