@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::sleep;
-use vmstation_protocol::{Activity, NodeState};
+use vmstation_protocol::{Activity, NodeState, Stage, WakeDocument, WakeOutcome};
 
 use crate::{
     on_cluster,
@@ -18,6 +18,12 @@ fn state(server: &WakeServer, node: &str) -> NodeState {
     let status = server.hub.status();
     let node = status.nodes.iter().find(|known| known.name.as_str() == node);
     node.unwrap().state
+}
+
+fn last_wake(server: &WakeServer, node: &str) -> WakeDocument {
+    let status = server.hub.status();
+    let node = status.nodes.into_iter().find(|known| known.name.as_str() == node);
+    node.unwrap().last_wake.unwrap()
 }
 
 /// Puts a node to sleep.
@@ -61,6 +67,15 @@ fn a_pod_without_room_wakes_the_node_that_just_suffices() {
         cluster.until("released", || cluster.is_clean("w2")).await;
         assert!(!cluster.is_cordoned("w2").await);
         assert!(cluster.annotation("w2", "woken").await.is_some());
+        cluster
+            .until("the wake is over", || async {
+                last_wake(&server, "w2").outcome != WakeOutcome::Waking
+            })
+            .await;
+        let wake = last_wake(&server, "w2");
+        let stages: Vec<_> = wake.stages.iter().map(|stage| stage.stage).collect();
+        assert_eq!(stages, [Stage::FrameSent, Stage::AgentReport, Stage::Ready]);
+        assert_eq!(wake.outcome, WakeOutcome::Awake);
         assert!(cluster.events("w2").await.iter().any(|reason| reason == "WokenForPods"));
     });
 }

@@ -446,6 +446,7 @@ impl Hub {
             deadline: self.wake.deadline,
             verify,
             proof,
+            ready: self.kubernetes.as_ref().is_some_and(Kubernetes::is_acting) && known.sleepers.contains(&node.name),
             answers,
             before,
         };

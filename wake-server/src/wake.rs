@@ -2,7 +2,7 @@
 //! a packet or waits: the executor ([`crate::waker`]) brings events and the time.
 //!
 //! ```text
-//! begin ─> Send ─> FrameSent ─> ArpReply from a card of the node ─> AgentReport of a later life ─> (Ready)
+//! begin ─> Send ─> FrameSent ─> ArpReply from a card of the node ─> AgentReport of a later life ─> Ready, where a cluster has it
 //!           ^ resent on the schedule until proved, called off or out of time     \__ which of them proves it, the plan says
 //! ```
 //! An agent may speak before its node's card was asked again: its card has a moment to answer before the wake is over.
@@ -41,6 +41,8 @@ pub struct WakePlan {
     pub verify: bool,
     /// What proves it; none: nothing can, as neither its address nor its agent is known.
     pub proof: Option<Stage>,
+    /// Whether its cluster will say that it is ready. Whoever waits for the proof waits for that.
+    pub ready: bool,
     /// Whether its card can be asked: its IPv4 address is known.
     pub answers: bool,
     /// The life heard last, if its agent was ever heard.
@@ -71,6 +73,8 @@ pub enum Event {
     Answered(MacAddr),
     /// The node's agent was heard.
     Heard(Life),
+    /// Its cluster uses it again.
+    Ready,
     /// The deadline of [`Wake::deadline`].
     Tick,
     /// Somebody else waits for the proof.
@@ -162,9 +166,13 @@ impl Wake {
             }
             Event::Heard(life) if self.is_later(&life) => return self.reach(Stage::AgentReport, now),
             Event::Heard(_) => {}
+            Event::Ready => return self.reach(Stage::Ready, now),
             Event::Verify => {
                 if !self.plan.verify {
                     self.plan.verify = true;
+                    if self.plan.ready {
+                        self.settles = None;
+                    }
                     self.outcome = WakeOutcome::Waking;
                     self.due = now.after(self.plan.deadline);
                 }
@@ -237,7 +245,11 @@ impl Wake {
     }
 
     /// While somebody waits for the proof, the last interval of the schedule goes on: a node may take long to enter sleep.
+    /// A node that runs, and is not ready yet, needs none.
     fn next_sending(&self) -> Option<Moment> {
+        if self.has_reached(Stage::AgentReport) {
+            return None;
+        }
         let schedule = &self.plan.resend;
         let offset = match (schedule.get(self.sendings), schedule.as_slice()) {
             (Some(offset), _) => *offset,
@@ -265,6 +277,15 @@ impl Wake {
                 .is_none_or(|before| life.boot_id != before.boot_id || life.resumes > before.resumes)
     }
 
+    /// What ends it.
+    const fn proof(&self) -> Option<Stage> {
+        if self.plan.ready && self.plan.verify {
+            Some(Stage::Ready)
+        } else {
+            self.plan.proof
+        }
+    }
+
     fn reach(&mut self, stage: Stage, now: Moment) -> Vec<Action> {
         if self.last.is_none() {
             return Vec::new();
@@ -274,7 +295,7 @@ impl Wake {
             let at_ms = now.since(self.began).as_secs_f64() * 1000.0;
             self.stages.insert(at, StageDocument { stage, at_ms });
         }
-        let is_proof = self.plan.proof.is_some_and(|proof| stage >= proof);
+        let is_proof = self.proof().is_some_and(|proof| stage >= proof);
         let is_settled = self.has_reached(Stage::ArpReply) || !self.plan.answers;
         if is_settled && (is_proof || self.settles.is_some()) {
             self.end(WakeOutcome::Awake);
@@ -313,7 +334,7 @@ impl Wake {
 
     fn headline(&self) -> String {
         let reached = self.stages.last().map(|stage| in_words(stage.stage));
-        match (self.outcome, self.plan.proof) {
+        match (self.outcome, self.proof()) {
             (WakeOutcome::Waking, _) => format!("on its way: {}", reached.unwrap_or("nothing is sent yet")),
             (WakeOutcome::Sent, _) => "sent; nobody waited for a proof".into(),
             (WakeOutcome::Awake, _) => format!("awake: {}", reached.unwrap_or("proved")),

@@ -63,6 +63,11 @@ impl WakeHandle {
         self.wish(Event::Cancel);
     }
 
+    /// Its cluster uses the node again.
+    pub fn ready(&self) {
+        self.wish(Event::Ready);
+    }
+
     fn wish(&self, wish: Event) {
         // One that is over, or has as many wishes already, needs no more.
         let _heard = self.wishes.try_send(wish);

@@ -44,6 +44,7 @@ async fn wake(nodes: Vec<Node>, settings: &WakeSettings, verify: bool) -> WakeAl
             deadline,
             verify,
             proof: answers.then_some(Stage::ArpReply),
+            ready: false,
             answers,
             before: None,
         };

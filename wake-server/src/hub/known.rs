@@ -1,7 +1,7 @@
 //! What the hub knows, without its lock: pure but for handles of wakes under way.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{Notify, watch};
 use vmstation_protocol::{
     Activity, MacAddr, MacError, NodeDocument, NodeName, NodeState, Report, Role, SCHEMA, Stage, Status, WakeDocument,
-    WakeOutcome, Waking,
+    Waking,
 };
 
 use super::{HISTORY, Refusal};
@@ -35,6 +35,8 @@ pub(super) struct Known {
     pub(super) permission: Permission,
     /// Wakes under way.
     pub(super) wakes: BTreeMap<NodeName, WakeHandle>,
+    /// Nodes of the cluster that sleep by its word, which will say when they are ready again.
+    pub(super) sleepers: BTreeSet<NodeName>,
     /// Wakes of all, the last one and those before it that are not over.
     pub(super) all: Vec<WakeAllHandle>,
     /// As the files say.
@@ -61,6 +63,7 @@ impl Known {
                 now.moment,
             ),
             wakes: BTreeMap::new(),
+            sleepers: BTreeSet::new(),
             all: Vec::new(),
             files,
             merged: None,
@@ -168,8 +171,8 @@ impl Known {
     /// What speaks for it that a node can be woken.
     fn waking(&self, node: &NodeName) -> Proof {
         let is_proved = self.last_wakes.get(node).is_some_and(|wake| {
-            let is_heard = wake.stages.iter().any(|stage| stage.stage == Stage::AgentReport);
-            wake.outcome == WakeOutcome::Awake && is_heard
+            // Even if it was not ready in time.
+            wake.stages.iter().any(|stage| stage.stage == Stage::AgentReport)
         });
         let report = self.presence.last_report(node).map(|(report, _)| report);
         let is_armed = report.is_some_and(|report| report.ports.iter().any(|port| port.waking == Waking::Armed));

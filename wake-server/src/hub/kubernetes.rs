@@ -145,7 +145,15 @@ impl Hub {
         };
         let (heard, standing, is_being_woken) = {
             let now = at();
-            let known = self.known();
+            let mut known = self.known();
+            if record
+                .as_ref()
+                .is_some_and(|record| record.state != PowerState::Draining)
+            {
+                known.sleepers.insert(name.clone());
+            } else {
+                known.sleepers.remove(name);
+            }
             (
                 known.presence.heard(name, now),
                 known.permission.standing(name, now.moment),
@@ -197,6 +205,11 @@ impl Hub {
             Ok(written) => {
                 tracing::info!(target: "audit", node = %name, ?duty, "node written");
                 care.written(name, written, &duty, Moment::now());
+                if duty == Duty::Release(Came::Back)
+                    && let Some(wake) = self.known().wakes.get(name)
+                {
+                    wake.ready();
+                }
                 if let Some(event) = told(&duty, record.as_ref()) {
                     kubernetes.tell(&node, &event).await;
                 }

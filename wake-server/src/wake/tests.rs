@@ -27,6 +27,7 @@ fn plan(verify: bool, proof: Option<Stage>) -> WakePlan {
         deadline: 60 * SECOND,
         verify,
         proof,
+        ready: false,
         answers: proof.is_some(),
         before: (proof == Some(Stage::AgentReport)).then(|| life(3)),
     }
@@ -75,6 +76,38 @@ fn the_chain_is_walked_to_the_agents_report() {
     assert!(wake.is_over());
     assert_eq!(wake.stages()[1].at_ms, 9_000.0);
     assert_eq!(wake.message(), "awake: its agent reports");
+}
+
+#[test]
+fn who_waits_for_a_node_of_a_cluster_waits_until_it_is_ready() {
+    let of_cluster = |verify| {
+        let plan = WakePlan {
+            ready: true,
+            ..plan(verify, Some(Stage::AgentReport))
+        };
+        let (mut wake, _) = Wake::begin(plan, at(0));
+        wake.handle(sent(), at(0));
+        wake.handle(Event::Answered(card(1)), at(9));
+        wake.handle(Event::Heard(life(4)), at(10));
+        wake
+    };
+    let mut wake = of_cluster(true);
+    assert_eq!(wake.outcome(), WakeOutcome::Waking);
+    assert_eq!(wake.deadline(), Some(at(60)), "a node that runs is sent nothing");
+    let mut too_late = wake.clone();
+    wake.handle(Event::Ready, at(30));
+    assert_eq!(wake.outcome(), WakeOutcome::Awake);
+    assert_eq!(wake.message(), "awake: Kubernetes has it as Ready");
+    assert_eq!(wake.stages().last().map(|stage| stage.at_ms), Some(30_000.0));
+
+    too_late.handle(Event::Tick, at(60));
+    assert_eq!(too_late.outcome(), WakeOutcome::TimedOut);
+    assert_eq!(
+        too_late.message(),
+        "not proved within 1m: its agent reports, but not: Kubernetes has it as Ready"
+    );
+
+    assert_eq!(of_cluster(false).outcome(), WakeOutcome::Awake, "nobody waits");
 }
 
 #[test]

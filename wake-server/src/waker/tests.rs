@@ -64,6 +64,7 @@ fn plan(node: &Node, verify: bool, proof: Stage) -> WakePlan {
         deadline: 2 * NEVER,
         verify,
         proof: Some(proof),
+        ready: false,
         answers: true,
         before: None,
     }
