@@ -108,12 +108,21 @@ fn twenty_cycles_leak_nothing() {
             before = Some(footprint(&mut agent, pid));
         }
     }
-    let (before, after) = (before.unwrap(), footprint(&mut agent, pid));
+    let before = before.unwrap();
+    // It may be looking at /proc just then.
+    let mut after = footprint(&mut agent, pid);
+    for _ in 0..10 {
+        if after.descriptors <= before.descriptors && after.kernel == before.kernel {
+            break;
+        }
+        thread::sleep(Duration::from_secs(1));
+        after = footprint(&mut agent, pid);
+    }
     assert_eq!(agent.pid(), pid, "the agent was started again");
     assert_eq!(agent.bed.qmp.suspends(), suspends + CYCLES);
     assert_eq!(agent.status()["sleep"]["sleeps"], CYCLES);
     assert_eq!(agent.status()["sleep"]["external"], 0);
-    assert_eq!(before.descriptors, after.descriptors, "file descriptors");
+    assert!(after.descriptors <= before.descriptors, "{before:?} to {after:?}");
     assert_eq!(before.kernel, after.kernel, "what the kernel holds for it");
     assert!(
         after.anonymous_kib <= before.anonymous_kib * 1.05,
