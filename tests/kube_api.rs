@@ -163,7 +163,7 @@ const TRIALS: [(&str, Where, Test); 48] = [
     ("a_bookmark_comes_before_the_end", Anywhere, |cluster| {
         Box::pin(watches::bookmarks(cluster))
     }),
-    ("a_watch_from_too_old_a_version_is_410", Anywhere, |cluster| {
+    ("a_watch_from_too_old_a_version_is_410", OnTheFake, |cluster| {
         Box::pin(watches::too_old(cluster))
     }),
     ("k3_an_access_review_tells_what_is_allowed", Anywhere, |cluster| {

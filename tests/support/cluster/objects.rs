@@ -15,6 +15,9 @@ use kube::{
 };
 use serde_json::{Value, json};
 
+/// Annotation of the mirror of a static pod.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// A node to be made: ready, empty, with 4 cores, 8 GiB and room for 110 pods.
 #[derive(Clone, Debug)]
 pub(crate) struct NewNode {
@@ -191,8 +194,7 @@ impl NewPod {
 
     /// The mirror of a static pod, as a kubelet makes it.
     pub(crate) fn mirror(self) -> Self {
-        self.unmanaged()
-            .annotation("kubernetes.io/config.mirror", "0123456789abcdef")
+        self.unmanaged().annotation(MIRROR, "0123456789abcdef")
     }
 
     /// Binds it to the node once it is made.
@@ -252,9 +254,14 @@ impl NewPod {
                 "apiVersion": version, "kind": kind, "name": name, "uid": format!("uid-of-{kind}-{name}"), "controller": true,
             }]);
         }
+        // Mirrors are made by a kubelet, on its node.
+        let is_mirror = metadata["annotations"].get(MIRROR).is_some();
+        if is_mirror {
+            spec["nodeName"] = json!(self.node);
+        }
         let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
         let made = pods.create(&PostParams::default(), &of(pod)).await.unwrap();
-        if let Some(node) = &self.node {
+        if let Some(node) = self.node.as_ref().filter(|_| !is_mirror) {
             bind(client, &self.namespace, &self.name, node).await;
         }
         let phase = self.phase.or_else(|| self.node.is_some().then(|| "Running".to_owned()));

@@ -396,7 +396,13 @@ impl Store {
         let stays = grace > 0 || has_finalizers(&known) || resource.plural == "namespaces";
         if !stays {
             let uid = known["metadata"]["uid"].clone();
-            let last = self.commit(key, Some(known), None, order);
+            let mut last = known;
+            if resource.plural == "pods" && already != Some(0) {
+                // It is marked as going first, also where it has no time left.
+                let going = going(&last, grace, order);
+                last = self.commit(key.clone(), Some(last), Some(going), order);
+            }
+            let last = self.commit(key, Some(last), None, order);
             if resource.plural == "pods" {
                 return Ok((200, last));
             }
@@ -410,13 +416,7 @@ impl Store {
         if already.is_some_and(|already| already <= grace) {
             return Ok((200, known));
         }
-        let mut object = known.clone();
-        let ends = order.now + SignedDuration::from_secs(grace);
-        object["metadata"]["deletionTimestamp"] = seconds(ends).into();
-        object["metadata"]["deletionGracePeriodSeconds"] = grace.into();
-        if let Some(generation) = number(&known, "/metadata/generation") {
-            object["metadata"]["generation"] = (generation + 1).into();
-        }
+        let mut object = going(&known, grace, order);
         if resource.plural == "namespaces" {
             object["status"]["phase"] = "Terminating".into();
         }
@@ -573,6 +573,18 @@ impl Change {
             }
         }
     }
+}
+
+/// The same object, being deleted.
+fn going(known: &Value, grace: i64, order: &Order) -> Value {
+    let mut object = known.clone();
+    let ends = order.now + SignedDuration::from_secs(grace);
+    object["metadata"]["deletionTimestamp"] = seconds(ends).into();
+    object["metadata"]["deletionGracePeriodSeconds"] = grace.into();
+    if let Some(generation) = number(known, "/metadata/generation") {
+        object["metadata"]["generation"] = (generation + 1).into();
+    }
+    object
 }
 
 /// Seconds that a deletion leaves.
