@@ -123,6 +123,8 @@ pub fn duty(node: &ClusterNode, record: Option<&Record>, evidence: &Evidence) ->
     match record.state {
         PowerState::Draining => match evidence.standing {
             Standing::Attempt => Duty::Wait(Why::Attempt),
+            // Its leave is being written. Nobody hears of it before it is.
+            Standing::Leave if evidence.heard != Heard::Sleeping => Duty::Wait(Why::Leave),
             // No leave was given: it does not sleep with leave of ours. What it does without, its agent says.
             Standing::None | Standing::Leave | Standing::MayHaveLeave => match evidence.heard {
                 Heard::Sleeping => Duty::MarkAsleep,

@@ -228,6 +228,9 @@ fn k9_a_record_that_nobody_carries_on_is_taken_back() {
         ("draining", None, Nothing, Still, not.clone()),
         ("draining", MayHaveLeave, Gone, Still, not.clone()),
         ("draining", None, Sleeping, Still, Duty::MarkAsleep),
+        // Leave is written next.
+        ("draining", Leave, Awake, Renewed, Duty::Wait(Why::Leave)),
+        ("draining", Leave, Sleeping, Still, Duty::MarkAsleep),
         ("granted", Leave, Awake, Renewed, Duty::Wait(Why::Leave)),
         ("granted", Leave, Sleeping, Unclear, Duty::MarkAsleep),
         ("granted", MayHaveLeave, Awake, Renewed, Duty::Wait(Why::MayHaveLeave)),
