@@ -8,6 +8,8 @@
 mod cluster;
 #[path = "coordination/demand.rs"]
 mod demand;
+#[path = "coordination/like_kubectl.rs"]
+mod like_kubectl;
 #[path = "coordination/refused.rs"]
 mod refused;
 #[path = "coordination/scene.rs"]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::{
     Api, Client,
-    api::{ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use serde_json::json;
 use tokio::time::{sleep, timeout};
@@ -89,6 +89,18 @@ impl Scene {
 
     pub(crate) async fn pod(&self, pod: NewPod) {
         pod.create(&self.client).await;
+    }
+
+    /// A DaemonSet, whose controller does not run.
+    pub(crate) async fn daemon_set(&self, name: &str) {
+        objects::daemon_set(&self.client, "default", name).await;
+    }
+
+    /// A pod is gone at once.
+    pub(crate) async fn forget(&self, name: &str) {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), "default");
+        let at_once = DeleteParams::default().grace_period(0);
+        pods.delete(name, &at_once).await.unwrap();
     }
 
     /// A pod for which the scheduler finds no node.

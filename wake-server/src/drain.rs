@@ -46,9 +46,14 @@ pub struct Refusal {
 }
 
 impl Plan {
-    /// Those that are to be moved.
+    /// Those that are to be moved, or removed.
     pub fn to_move(&self) -> &[Pod] {
         &self.to_move
+    }
+
+    /// Those of them that need room elsewhere.
+    pub fn running(&self) -> Vec<Pod> {
+        self.to_move.iter().filter(|pod| !pod.is_finished()).cloned().collect()
     }
 
     /// Whether a pod is in the way that was not there when this was planned, or was not labelled then.
@@ -63,7 +68,8 @@ impl Plan {
     }
 }
 
-/// Which pods have to leave, by the rules of `kubectl drain`: mirror pods and those of DaemonSets stay (fault K5), as do finished ones.
+/// Which pods have to leave, by the rules of `kubectl drain`: mirror pods and those of DaemonSets stay (fault K5). Finished ones go, whosever
+/// they are: nothing is lost with them.
 ///
 /// # Errors
 /// All that stands against it.
@@ -74,6 +80,9 @@ pub fn preflight(pods: &[Pod], rules: &PodRules) -> Result<Plan, Refusal> {
         // Also one of a DaemonSet: an operator has labelled it.
         if !pod.is_finished() && is_labelled(pod, rules) {
             refusal.labelled.push(pod.id.clone());
+        }
+        if pod.is_finished() && !pod.is_mirror && rules.mode == Mode::Drain {
+            to_move.push(pod.clone());
         }
         if !is_movable(pod) {
             continue;

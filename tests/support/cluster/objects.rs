@@ -2,6 +2,7 @@
 
 use k8s_openapi::{
     api::{
+        apps::v1::DaemonSet,
         coordination::v1::Lease,
         core::v1::{Node, Pod},
         policy::v1::PodDisruptionBudget,
@@ -234,6 +235,11 @@ impl NewPod {
         self
     }
 
+    pub(crate) fn renamed(mut self, name: &str) -> Self {
+        self.name = name.into();
+        self
+    }
+
     /// Any field of `spec`.
     pub(crate) fn spec(mut self, field: &str, value: Value) -> Self {
         self.spec[field] = value;
@@ -270,6 +276,20 @@ impl NewPod {
             None => made,
         }
     }
+}
+
+/// A DaemonSet of nothing.
+pub(crate) async fn daemon_set(client: &Client, namespace: &str, name: &str) {
+    let labels = json!({"app": name});
+    let set: DaemonSet = of(json!({
+        "metadata": {"name": name},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "main", "image": "pause"}]}},
+        },
+    }));
+    let sets = Api::namespaced(client.clone(), namespace);
+    sets.create(&PostParams::default(), &set).await.unwrap();
 }
 
 /// Says as a kubelet how far the pod is; it is ready only while it runs.

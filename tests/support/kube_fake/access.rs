@@ -121,6 +121,8 @@ pub(super) struct Access {
     users: BTreeMap<String, User>,
     /// What is refused whatever the rules say.
     denied: Vec<Rule>,
+    /// Whether who shows no token may do everything.
+    anybody: bool,
     rejects_all: bool,
 }
 
@@ -133,6 +135,7 @@ impl Access {
         Self {
             users: BTreeMap::from([(ADMIN.into(), admin)]),
             denied: Vec::new(),
+            anybody: false,
             rejects_all: false,
         }
     }
@@ -167,6 +170,10 @@ impl Access {
         self.rejects_all = false;
     }
 
+    pub(super) fn admit_anybody(&mut self) {
+        self.anybody = true;
+    }
+
     /// `header`: `Authorization`.
     pub(super) fn user(&self, header: Option<&str>) -> Result<User, Refusal> {
         if self.rejects_all {
@@ -175,7 +182,7 @@ impl Access {
         let Some(header) = header else {
             return Ok(User {
                 name: "system:anonymous".into(),
-                rules: Some(Vec::new()),
+                rules: (!self.anybody).then(Vec::new),
             });
         };
         let token = header.strip_prefix("Bearer ").unwrap_or_default().trim();

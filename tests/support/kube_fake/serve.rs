@@ -476,7 +476,14 @@ fn about_itself(path: &str) -> Option<Response<Body>> {
         let resources = RESOURCES
             .iter()
             .filter(|resource| resource.group == group && resource.version == version);
-        let resources: Vec<Value> = resources.map(described).collect();
+        let mut resources: Vec<Value> = resources.map(described).collect();
+        if (group, version) == ("", "v1") {
+            // By these `kubectl drain` knows how it may evict.
+            resources.push(json!({
+                "name": "pods/eviction", "singularName": "", "namespaced": true,
+                "group": "policy", "version": "v1", "kind": "Eviction", "verbs": ["create"],
+            }));
+        }
         (!resources.is_empty()).then_some(resources)
     };
     let told = match path.trim_matches('/').split('/').collect::<Vec<_>>().as_slice() {

@@ -226,18 +226,20 @@ impl Drain {
         if !new.is_empty() {
             return self.end(Ended::NewPods(new));
         }
-        let is_there = |id: &PodId| pods.iter().any(|pod| pod.id == *id && !pod.is_finished());
+        let there = |id: &PodId| pods.iter().find(|pod| pod.id == *id);
+        let runs = |id: &PodId| there(id).is_some_and(|pod| !pod.is_finished());
         for (id, state) in &mut self.pods {
             match state {
                 // One that is being asked about is left until the answer.
                 State::Asked { .. } | State::Gone => {}
-                State::Due { .. } | State::Leaving if !is_there(id) => *state = State::Gone,
+                State::Due { .. } if there(id).is_none() => *state = State::Gone,
+                State::Leaving if !runs(id) => *state = State::Gone,
                 State::Due { .. } | State::Leaving => {}
             }
         }
         let is_all_gone = self.pods.values().all(|state| *state == State::Gone);
         // Also those that the API server said were gone.
-        let is_empty = self.plan.to_move.iter().all(|pod| !is_there(&pod.id));
+        let is_empty = self.plan.to_move.iter().all(|pod| !runs(&pod.id));
         // What was asked before the last change says nothing of it.
         if is_all_gone && is_empty && asked >= self.changed {
             self.end(Ended::Empty);
@@ -265,6 +267,8 @@ impl Drain {
     fn has_left(&mut self, pod: &PodId, now: Moment) {
         self.changed = now;
         let planned = self.plan.to_move.iter().find(|planned| planned.id == *pod);
+        // Nothing is made in the place of one that is finished.
+        let planned = planned.filter(|planned| !planned.is_finished());
         self.moved
             .extend(planned.and_then(|planned| planned.controller.clone()));
     }

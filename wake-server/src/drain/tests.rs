@@ -109,7 +109,7 @@ fn k5_pods_are_judged_as_kubectl_drain_judges_them() {
         (mirror, "", false),
         (daemon("daemon"), "", false),
         (with_data(daemon("daemon")), "", false),
-        (finished, "", false),
+        (finished, "", true),
         (
             alone(pod("alone")),
             "default/alone has no controller that would make it again (unmanaged_pods)",

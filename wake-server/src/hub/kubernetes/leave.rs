@@ -206,7 +206,8 @@ impl Hub {
 
     /// Whether the pods that are to be moved have somewhere to go.
     async fn room_elsewhere(&self, kubernetes: &Kubernetes, node: &ClusterNode, plan: &Plan) -> Result<(), Obstacle> {
-        if plan.to_move().is_empty() {
+        let to_move = plan.running();
+        if to_move.is_empty() {
             return Ok(());
         }
         let nodes = kubernetes.cluster.nodes().await?;
@@ -223,7 +224,7 @@ impl Hub {
                 (other, pods)
             })
             .collect();
-        match room_elsewhere(plan.to_move(), &others) {
+        match room_elsewhere(&to_move, &others) {
             Ok(unsure) => {
                 for (pod, doubts) in unsure {
                     let doubts: Vec<_> = doubts.iter().map(ToString::to_string).collect();
