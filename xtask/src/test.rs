@@ -5,6 +5,7 @@
 use std::{
     ffi::{OsStr, OsString},
     io::{BufRead, BufReader},
+    path::Path,
     process::{Command, ExitCode, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
@@ -63,13 +64,16 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
     let suites = suites::build(workspace, None)?;
     let filter = arguments.filter.as_deref();
 
+    let privilege = Privilege::find();
+    let from_pypi = pypi::install(workspace, privilege).err();
+    let kubectl = pypi::kubectl(workspace);
     let (beside, first): (Vec<_>, Vec<_>) = suites
         .iter()
         .filter(|suite| !suite.needs_root)
         .partition(|suite| BESIDE.contains(&&*suite.name));
     let (report, others) = thread::scope(|scope| {
-        let others = scope.spawn(|| unprivileged(&beside, filter, true));
-        let report = unprivileged(&first, filter, false);
+        let others = scope.spawn(|| unprivileged(&beside, filter, kubectl.as_deref(), true));
+        let report = unprivileged(&first, filter, kubectl.as_deref(), false);
         let others = others.join();
         (
             report,
@@ -79,9 +83,13 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
     let mut report = report?;
     report.add(others?);
     report.documentation(workspace, filter)?;
+    if let Some(why) = from_pypi {
+        report
+            .left_out
+            .push(format!("the trials with schemathesis and kubectl: {why:#}"));
+    }
 
     let privileged: Vec<&Suite> = suites.iter().filter(|suite| suite.needs_root).collect();
-    let privilege = Privilege::find();
     if let Some(why) = obstacle(workspace, privilege, &privileged)? {
         for suite in privileged {
             report.leave_out(suite, filter, &why)?;
@@ -91,9 +99,6 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
             report.fail("privileged tests", &why);
         }
     } else {
-        if let Err(why) = pypi::install(workspace, privilege) {
-            report.left_out.push(format!("the trial with schemathesis: {why:#}"));
-        }
         for suite in privileged {
             privilege.obtain(&format!(
                 "to run the tests of `{}`, which load eBPF programs",
@@ -111,13 +116,14 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
 }
 
 /// Runs suites that need no root, one after another.
-fn unprivileged(suites: &[&Suite], filter: Option<&str>, beside: bool) -> Result<Report> {
+fn unprivileged(suites: &[&Suite], filter: Option<&str>, kubectl: Option<&Path>, beside: bool) -> Result<Report> {
     let mut report = Report {
         beside,
         ..Report::default()
     };
     for suite in suites {
-        let variables = [("CARGO_MANIFEST_DIR", suite.folder.as_os_str())];
+        let mut variables = vec![("CARGO_MANIFEST_DIR", suite.folder.as_os_str())];
+        variables.extend(kubectl.map(|path| ("VMSTATION_KUBECTL", path.as_os_str())));
         report.run(suite, filter, Privilege::None, &variables)?;
     }
     Ok(report)
