@@ -35,10 +35,12 @@ use std::{
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::jiff::Timestamp;
+use serde_json::Value;
 use tokio::{
     sync::{mpsc as orders, watch},
     task::JoinSet,
 };
+use vmstation_agent::clock::BootTime;
 
 pub(crate) use access::Rule;
 
@@ -51,6 +53,12 @@ pub(crate) struct Asked {
     pub(crate) query: String,
     /// `User-Agent`.
     pub(crate) agent: String,
+    /// When it came.
+    pub(crate) at: BootTime,
+    /// Bytes of the body that was answered so far.
+    pub(crate) answered: u64,
+    /// Objects of a list; events of a watch so far.
+    pub(crate) objects: usize,
 }
 
 impl Asked {
@@ -183,6 +191,13 @@ impl KubeFake {
     /// Bearer token of who may do everything. A request without a token is anonymous, and may do nothing.
     pub(crate) fn token(&self) -> &'static str {
         access::ADMIN
+    }
+
+    /// Puts objects of the collection at `path` there as they are, status included, and tells no watch: a large cluster that was there
+    /// before.
+    pub(crate) fn put(&self, path: &str, objects: impl IntoIterator<Item = Value>) {
+        let target = resources::Target::of(path).unwrap();
+        self.shared.state().store.put(&target, objects, now());
     }
 
     /// `metadata.resourceVersion` of the last write.

@@ -25,6 +25,8 @@ enum LabelTest {
 #[derive(Clone, Debug)]
 struct FieldTest {
     field: String,
+    /// The field as a JSON pointer.
+    pointer: String,
     value: String,
     equal: bool,
 }
@@ -161,22 +163,22 @@ impl FieldTest {
         }
         Ok(Self {
             field: field.into(),
+            pointer: format!("/{}", field.replace('.', "/")),
             value: value.into(),
             equal,
         })
     }
 
     fn matches(&self, object: &Value) -> bool {
-        let found = object.pointer(&format!("/{}", self.field.replace('.', "/")));
         let is_flag = matches!(self.field.as_str(), "spec.unschedulable" | "spec.hostNetwork");
-        let found = match found {
-            Some(Value::String(text)) => text.clone(),
-            Some(Value::Bool(flag)) => flag.to_string(),
-            Some(Value::Number(number)) => number.to_string(),
-            _ if is_flag => "false".into(),
-            _ => String::new(),
+        let is_it = match object.pointer(&self.pointer) {
+            Some(Value::String(text)) => *text == self.value,
+            Some(Value::Bool(flag)) => flag.to_string() == self.value,
+            Some(Value::Number(number)) => number.to_string() == self.value,
+            _ if is_flag => self.value == "false",
+            _ => self.value.is_empty(),
         };
-        (found == self.value) == self.equal
+        is_it == self.equal
     }
 }
 

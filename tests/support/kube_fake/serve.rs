@@ -16,6 +16,7 @@ use hyper::{
 };
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::Instant};
+use vmstation_agent::clock::BootTime;
 
 use super::{
     Asked, Shared,
@@ -40,6 +41,8 @@ struct Question {
     user: User,
     order: Order,
     body: Value,
+    /// Its place among all that was asked.
+    number: usize,
 }
 
 impl Question {
@@ -62,12 +65,19 @@ pub(super) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> R
     let query = parts.uri.query().unwrap_or_default().to_owned();
     let path = parts.uri.path().to_owned();
     let agent = header(USER_AGENT).unwrap_or_default();
-    shared.state().asked.push(Asked {
-        method: parts.method.to_string(),
-        path: path.clone(),
-        query: query.clone(),
-        agent: agent.clone(),
-    });
+    let number = {
+        let mut state = shared.state();
+        state.asked.push(Asked {
+            method: parts.method.to_string(),
+            path: path.clone(),
+            query: query.clone(),
+            agent: agent.clone(),
+            at: BootTime::now(),
+            answered: 0,
+            objects: 0,
+        });
+        state.asked.len() - 1
+    };
     let Ok(body) = body.collect().await else {
         return Ok(refused(&Refusal::bad_request("the body ended early")));
     };
@@ -105,15 +115,29 @@ pub(super) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> R
                 accept: header(hyper::header::ACCEPT).unwrap_or_default(),
                 user,
                 body,
+                number,
             }
         }),
     };
     let response = question.and_then(|question| route(&shared, &question));
     let response = response.unwrap_or_else(|refusal| refused(&refusal));
-    Ok(if trickles {
+    let response = if trickles {
         one_byte_a_second(response)
     } else {
         response
+    };
+    Ok(counted(shared, number, response))
+}
+
+/// Notes how much is answered.
+fn counted(shared: Arc<Shared>, number: usize, response: Response<Body>) -> Response<Body> {
+    response.map(|body| {
+        let counted = body.map_frame(move |frame| {
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
+            shared.state().asked[number].answered += u64::try_from(bytes).unwrap_or_default();
+            frame
+        });
+        counted.boxed_unsync()
     })
 }
 
@@ -187,6 +211,9 @@ fn route(shared: &Arc<Shared>, question: &Question) -> Result<Response<Body>, Re
     } else {
         body
     };
+    if let Some(items) = body["items"].as_array() {
+        shared.state().asked[question.number].objects = items.len();
+    }
     Ok(json_response(code, &body))
 }
 
@@ -269,7 +296,11 @@ fn list(store: &mut super::store::Store, question: &Question, target: &Target) -
     if let Some(remaining) = listed.remaining {
         metadata["remainingItemCount"] = remaining.into();
     }
-    let items: Vec<Value> = listed.items.into_iter().map(without_kind).collect();
+    let items: Vec<Value> = listed
+        .items
+        .iter()
+        .map(|item| without_kind(Value::clone(item)))
+        .collect();
     let body = json!({
         "kind": format!("{}List", target.resource.kind), "apiVersion": target.resource.api_version(),
         "metadata": metadata, "items": items,
@@ -327,6 +358,8 @@ struct Watching {
     ends: Instant,
     metadata_alone: bool,
     is_over: bool,
+    /// The place of its request among all.
+    number: usize,
 }
 
 fn follow(shared: &Arc<Shared>, question: &Question, mut target: Target) -> Result<Response<Body>, Refusal> {
@@ -356,6 +389,7 @@ fn follow(shared: &Arc<Shared>, question: &Question, mut target: Target) -> Resu
         ends: begins + patience,
         metadata_alone: question.accept.contains("as=PartialObjectMetadata"),
         is_over: false,
+        number: question.number,
     };
     if from > state.store.revision() {
         return Err(Refusal::too_new(from, state.store.revision()));
@@ -419,6 +453,7 @@ impl Watching {
             let hangs = self.shared.state().faults.hangs;
             if !hangs {
                 if let Some(line) = self.pending.pop_front() {
+                    self.shared.state().asked[self.number].objects += 1;
                     return Some(line);
                 }
                 if self.is_over {

@@ -1,6 +1,6 @@
 //! The objects, and what became of them. Owns every object and the one counter of resource versions; reads no clock and no socket.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -56,7 +56,7 @@ pub(super) struct Order {
 
 /// What the server holds.
 pub(super) struct Store {
-    objects: BTreeMap<Key, Value>,
+    objects: BTreeMap<Key, Arc<Value>>,
     revision: u64,
     /// Changes up to this one are forgotten.
     compacted: u64,
@@ -68,12 +68,12 @@ pub(super) struct Store {
 /// The rest of a list that was asked for in parts.
 struct Page {
     revision: u64,
-    rest: Vec<Value>,
+    rest: Vec<Arc<Value>>,
 }
 
 /// A list, or a part of one.
 pub(super) struct Listed {
-    pub(super) items: Vec<Value>,
+    pub(super) items: Vec<Arc<Value>>,
     pub(super) revision: u64,
     pub(super) next: Option<String>,
     pub(super) remaining: Option<usize>,
@@ -120,8 +120,28 @@ impl Store {
         self.pages.clear();
     }
 
+    /// Puts objects there unasked, and forgets what changed.
+    pub(super) fn put(&mut self, target: &Target, objects: impl IntoIterator<Item = Value>, now: Timestamp) {
+        for mut object in objects {
+            self.made += 1;
+            self.revision += 1;
+            object["kind"] = target.resource.kind.into();
+            object["apiVersion"] = target.resource.api_version().into();
+            object["metadata"]["uid"] = self.uid().into();
+            object["metadata"]["creationTimestamp"] = seconds(now).into();
+            object["metadata"]["resourceVersion"] = self.revision.to_string().into();
+            let name = text(&object, "/metadata/name");
+            let namespace = text(&object, "/metadata/namespace");
+            let key = Key::new(target.resource, Some(&namespace), &name);
+            self.objects.insert(key, Arc::new(object));
+        }
+        self.compact();
+    }
+
     pub(super) fn find(&self, resource: &'static Resource, namespace: Option<&str>, name: &str) -> Option<&Value> {
-        self.objects.get(&Key::new(resource, namespace, name))
+        self.objects
+            .get(&Key::new(resource, namespace, name))
+            .map(AsRef::as_ref)
     }
 
     pub(super) fn get(&self, target: &Target) -> Result<Value, Refusal> {
@@ -132,11 +152,17 @@ impl Store {
     }
 
     pub(super) fn of(&self, resource: &'static Resource, namespace: Option<&str>) -> Vec<Value> {
-        let objects = self
-            .objects
-            .iter()
-            .filter(|(key, _)| key.is_of(resource) && namespace.is_none_or(|namespace| namespace == key.namespace));
-        objects.map(|(_, object)| object.clone()).collect()
+        let objects = self.selected(resource, namespace, &Selector::default());
+        objects.iter().map(|object| Value::clone(object)).collect()
+    }
+
+    fn selected(&self, resource: &'static Resource, namespace: Option<&str>, selector: &Selector) -> Vec<Arc<Value>> {
+        let objects = self.objects.iter().filter(|(key, object)| {
+            key.is_of(resource)
+                && namespace.is_none_or(|namespace| namespace == key.namespace)
+                && selector.matches(object)
+        });
+        objects.map(|(_, object)| Arc::clone(object)).collect()
     }
 
     pub(super) fn list(
@@ -147,14 +173,10 @@ impl Store {
         from: Option<&str>,
     ) -> Result<Listed, Refusal> {
         let page = match from {
-            None => {
-                let mut rest = self.of(target.resource, target.namespace.as_deref());
-                rest.retain(|object| selector.matches(object));
-                Page {
-                    revision: self.revision,
-                    rest,
-                }
-            }
+            None => Page {
+                revision: self.revision,
+                rest: self.selected(target.resource, target.namespace.as_deref(), selector),
+            },
             Some(token) => self.pages.remove(token).ok_or_else(|| {
                 Refusal::expired(
                     "The provided continue parameter is too old to display a consistent list result. You can start a new list \
@@ -186,9 +208,9 @@ impl Store {
 
     /// What a watcher hears that knows everything up to `known`: type, revision and object of each change.
     pub(super) fn news(&self, target: &Target, selector: &Selector, known: u64) -> Vec<(&'static str, Value)> {
-        let mine = self.changes.iter().filter(|change| {
-            change.revision > known
-                && change.key.is_of(target.resource)
+        let first = self.changes.partition_point(|change| change.revision <= known);
+        let mine = self.changes[first..].iter().filter(|change| {
+            change.key.is_of(target.resource)
                 && target
                     .namespace
                     .as_ref()
@@ -446,7 +468,7 @@ impl Store {
         // What is gone is told with the version of its end.
         let before = if after.is_some() { before } else { before.map(stamp) };
         match &after {
-            Some(object) => self.objects.insert(key.clone(), object.clone()),
+            Some(object) => self.objects.insert(key.clone(), Arc::new(object.clone())),
             None => self.objects.remove(&key),
         };
         let result = after.clone().or_else(|| before.clone()).unwrap_or_default();
