@@ -17,7 +17,11 @@ mod access;
 mod api;
 mod count;
 
-use std::{future, time::Duration};
+use std::{
+    future,
+    hash::{BuildHasher as _, RandomState},
+    time::Duration,
+};
 
 use kube::Client;
 use tokio::{
@@ -28,7 +32,7 @@ use tokio::{
 
 use self::{
     access::{Access, Found},
-    api::{Change, DEADLINE, Failure, WATCH_FOR, Watch},
+    api::{Change, DEADLINE, Failure, Fresh, WATCH_FOR, WATCH_SECONDS, Watch},
     count::{Bound, Rules},
 };
 use crate::{
@@ -42,6 +46,8 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Shortest time between the beginnings of two watches.
 const WATCH_EVERY: Duration = Duration::from_secs(10);
+/// Part of a check interval by which a list may be asked for early: hosts that started together do not stay in step.
+const EARLY: f64 = 0.1;
 /// A list is in by then: one that is under way ends, credentials are read again, and it is tried once more.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Why nothing is known before the first answer.
@@ -73,6 +79,8 @@ pub struct Report {
 struct Wanted {
     /// Number of the last question: a list that begins after it was asked.
     question: u64,
+    /// Number of the last one that wants to know what is there when it is asked.
+    now: u64,
     watching: Watching,
 }
 
@@ -84,6 +92,8 @@ pub struct Pods {
     /// Number of the last question, whatever task it went to.
     asked: u64,
     asked_at: BootTime,
+    /// By chance: how much of [`EARLY`] the next one comes early, up to 1.
+    early: f64,
 }
 
 /// What the configuration says.
@@ -139,6 +149,7 @@ impl Pods {
             state: State::Unknown,
             asked: 0,
             asked_at: BootTime::default(),
+            early: roll(),
         }
     }
 
@@ -149,18 +160,18 @@ impl Pods {
         self.asked = asked;
     }
 
-    /// Asks for a list if the last one is older than a check interval, or `watching` if that is another wish than before. To be called
+    /// Asks for a list if the last one is as old as a check interval, or a little less, or `watching` if that is another wish than before. To be called
     /// at each sample, from within a runtime.
     pub fn check(&mut self, watching: Watching, now: BootTime) {
         let Some(setup) = &self.wanted else { return };
         let every = match self.state {
             State::Unknown => Duration::ZERO,
             State::NoCluster => setup.every.max(LOOK_EVERY),
-            State::NoAccess(_) | State::Asking(_) => setup.every,
+            State::NoAccess(_) | State::Asking(_) => setup.every.mul_f64(1.0 - EARLY * self.early),
         };
         let is_due = now.since(self.asked_at) >= every;
         if is_due {
-            self.ask(now);
+            self.ask_for(Fresh::Known, now);
         }
         if let State::Asking(asking) = &self.state {
             asking.wanted.send_if_modified(|wanted| {
@@ -171,14 +182,19 @@ impl Pods {
         }
     }
 
-    /// Asks for a list whatever the age of the last one; the number of the question, `None` where there is nobody to ask.
+    /// Asks for the pods that are there at this moment; the number of the question, `None` where there is nobody to ask.
     pub fn ask(&mut self, now: BootTime) -> Option<u64> {
+        self.ask_for(Fresh::Now, now)
+    }
+
+    fn ask_for(&mut self, fresh: Fresh, now: BootTime) -> Option<u64> {
         let setup = self.wanted.as_ref()?;
         // To look for a kubelet is to look at every process, and no host joins a cluster every minute.
         if matches!(self.state, State::NoCluster) && now.since(self.asked_at) < LOOK_EVERY {
             return None;
         }
         self.asked_at = now;
+        self.early = roll();
         let access = match access::find(&setup.kubernetes) {
             Found::Api(access) => access,
             Found::NoCluster => {
@@ -192,13 +208,20 @@ impl Pods {
         };
         self.asked += 1;
         let question = self.asked;
+        let is_of_now = fresh == Fresh::Now;
         match &mut self.state {
             State::Asking(asking) if asking.access == access && !asking.task.is_finished() => {
-                asking.wanted.send_modify(|wanted| wanted.question = question);
+                asking.wanted.send_modify(|wanted| {
+                    wanted.question = question;
+                    if is_of_now {
+                        wanted.now = question;
+                    }
+                });
             }
             State::Asking(_) | State::Unknown | State::NoCluster | State::NoAccess(_) => {
                 let (wanted, inbox) = watch::channel(Wanted {
                     question,
+                    now: if is_of_now { question } else { 0 },
                     watching: Watching::No,
                 });
                 let task = Task {
@@ -211,6 +234,7 @@ impl Pods {
                     answers: 0,
                     watcher: None,
                     watched_at: None,
+                    cut: Cut::No,
                     deaf: None,
                 };
                 tracing::info!(node = task.node, access = ?access, "asking the Kubernetes API for the pods of this node");
@@ -312,7 +336,19 @@ struct Task {
     watcher: Option<Watcher>,
     /// When the last watch was to begin.
     watched_at: Option<BootTime>,
+    cut: Cut,
     deaf: Option<String>,
+}
+
+/// How the last watch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    /// In its time, or because nobody wanted it.
+    No,
+    /// Before its time, as those of all other hosts when the server is stopped.
+    Early,
+    /// It failed, after so many others that did without one that began.
+    Failed(u32),
 }
 
 struct Known {
@@ -354,7 +390,12 @@ impl Task {
         loop {
             let wanted = *inbox.borrow_and_update();
             if wanted.question > self.answers {
-                self.list().await;
+                let fresh = if wanted.now > self.answers {
+                    Fresh::Now
+                } else {
+                    Fresh::Known
+                };
+                self.list(fresh).await;
                 self.answers = wanted.question;
                 self.report().await;
             }
@@ -375,7 +416,7 @@ impl Task {
             match woken {
                 Woken::NobodyAsks => return,
                 Woken::Asked => {}
-                Woken::WatchOver => self.watcher = None,
+                Woken::WatchOver => self.watch_over(BootTime::now()),
                 Woken::Told(told) => self.take(told),
             }
             if before != (self.seen(), self.deaf.clone()) {
@@ -403,11 +444,11 @@ impl Task {
 
     /// Asks for the list. Credentials that are not accepted are read again once: tokens and certificates are replaced every now and then
     /// (fault K2).
-    async fn list(&mut self) {
-        let mut listed = self.try_list().await;
+    async fn list(&mut self, fresh: Fresh) {
+        let mut listed = self.try_list(fresh).await;
         if matches!(listed, Err(Failure::Unauthorized(_))) {
             self.client = None;
-            listed = self.try_list().await;
+            listed = self.try_list(fresh).await;
         }
         let known = match listed {
             Ok(listed) if listed.bound.is_empty() && kubepods::any_pod() => Err(format!(
@@ -433,9 +474,15 @@ impl Task {
         self.known = known;
     }
 
-    async fn try_list(&mut self) -> Result<api::Listed, Failure> {
+    async fn try_list(&mut self, fresh: Fresh) -> Result<api::Listed, Failure> {
         let client = self.client().await?;
-        api::list(&client, &self.node, &self.rules).await
+        let version = match (fresh, &self.known) {
+            (Fresh::Now, _) => None,
+            (Fresh::Known, Ok(known)) => known.version.as_deref(),
+            // Of any age.
+            (Fresh::Known, Err(_)) => Some("0"),
+        };
+        api::list(&client, &self.node, version, &self.rules).await
     }
 
     async fn client(&mut self) -> Result<Client, Failure> {
@@ -452,7 +499,7 @@ impl Task {
     /// Watches from the last list on. Without a list there is nothing to go on from: the next check brings one.
     async fn begin_watch(&mut self) {
         if matches!(&self.known, Ok(known) if known.version.is_none()) {
-            self.list().await;
+            self.list(Fresh::Now).await;
             self.report().await;
         }
         let Ok(Known {
@@ -473,15 +520,28 @@ impl Task {
         let now = BootTime::now();
         let rest = self
             .watched_at
-            .map_or(Duration::ZERO, |at| at.after(WATCH_EVERY).since(now));
+            .map_or(Duration::ZERO, |at| rest(self.cut, now.since(at), roll()));
         self.watched_at = Some(now.after(rest));
         let task = tokio::spawn(watch_after(rest, client, self.node.clone(), version, tell)).abort_handle();
         self.watcher = Some(Watcher { told, task });
     }
 
+    fn watch_over(&mut self, now: BootTime) {
+        self.watcher = None;
+        let lasted = self.watched_at.map_or(Duration::ZERO, |at| now.since(at));
+        // A second less for what the server takes for one.
+        let is_early = lasted.as_secs() + 1 < WATCH_SECONDS.into();
+        if self.cut == Cut::No && is_early {
+            self.cut = Cut::Early;
+        }
+    }
+
     fn take(&mut self, told: Told) {
         match (told, &mut self.known) {
-            (Told::Begun, _) => self.deaf = None,
+            (Told::Begun, _) => {
+                self.cut = Cut::No;
+                self.deaf = None;
+            }
             (Told::Changed(Change::Put(pod)), Ok(known)) => {
                 known.bound.put(&pod, &self.rules);
                 known.version = Some(pod.metadata.resource_version);
@@ -501,6 +561,10 @@ impl Task {
                 }
                 self.deaf = Some(why);
                 self.client = None;
+                self.cut = match self.cut {
+                    Cut::No | Cut::Early => Cut::Failed(1),
+                    Cut::Failed(times) => Cut::Failed(times.saturating_add(1)),
+                };
             }
         }
     }
@@ -512,6 +576,23 @@ async fn told(watcher: Option<&mut Watcher>) -> Option<Told> {
         None => future::pending().await,
         Some(watcher) => watcher.told.recv().await,
     }
+}
+
+/// Rest before the next watch, `begun` after the beginning of the last one. Watches of all hosts end together when the API server does: what
+/// `roll` says, from 0 to 1, spreads their return over 10 s, and the further tries over up to 80 s.
+fn rest(cut: Cut, begun: Duration, roll: f64) -> Duration {
+    let spread = match cut {
+        Cut::No => Duration::ZERO,
+        Cut::Early => WATCH_EVERY,
+        Cut::Failed(times) => WATCH_EVERY * (1 << times.min(3)),
+    };
+    WATCH_EVERY.saturating_sub(begun) + spread.mul_f64(roll)
+}
+
+/// By chance, from 0 to 1.
+fn roll() -> f64 {
+    let bits = RandomState::new().hash_one(());
+    f64::from(u32::try_from(bits >> 32).unwrap_or_default()) / f64::from(u32::MAX)
 }
 
 /// Watches after a rest, so that watches that end at once do not follow each other; until the watch ends or nobody listens.

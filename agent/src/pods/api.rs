@@ -10,7 +10,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::{Response, StatusCode, body::Bytes};
 use kube::{
     Client,
-    api::{ListParams, WatchParams},
+    api::{ListParams, VersionMatch, WatchParams},
     client::Body,
     core::Request,
 };
@@ -23,7 +23,7 @@ use super::count::{Bound, Pod, Rules};
 /// Longest time of a list with all its pages, and of the beginning of a watch.
 pub(super) const DEADLINE: Duration = Duration::from_secs(5);
 /// A watch is ended by the server after this time, in seconds ..
-const WATCH_SECONDS: u32 = 290;
+pub(super) const WATCH_SECONDS: u32 = 290;
 /// .. and by the agent after this one.
 pub(super) const WATCH_FOR: Duration = Duration::from_secs(300);
 /// Pods of one page.
@@ -43,6 +43,16 @@ const SHOWN: usize = 200;
 pub(super) enum Verb {
     List,
     Watch,
+}
+
+/// How new a list has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fresh {
+    /// As of the moment at which it is asked for.
+    Now,
+    /// Not older than what is known, if anything is. The server answers that from memory, by an index of nodes; before Kubernetes 1.31 it
+    /// reads all pods of the cluster from etcd for any other list, also for one that comes in pages.
+    Known,
 }
 
 /// Why the API did not tell.
@@ -133,18 +143,22 @@ struct EventOf<T> {
     object: T,
 }
 
-/// All pods that are bound to `node`.
+/// All pods that are bound to `node`; not older than `version`, or of this moment without one.
 ///
 /// # Errors
 /// Why they are not known; after [`DEADLINE`] at the latest.
-pub(super) async fn list(client: &Client, node: &str, rules: &Rules) -> Result<Listed, Failure> {
-    timeout(DEADLINE, list_all(client, node, rules))
+pub(super) async fn list(client: &Client, node: &str, version: Option<&str>, rules: &Rules) -> Result<Listed, Failure> {
+    timeout(DEADLINE, list_all(client, node, version, rules))
         .await
         .unwrap_or(Err(Failure::TooSlow))
 }
 
-async fn list_all(client: &Client, node: &str, rules: &Rules) -> Result<Listed, Failure> {
-    let mut params = ListParams::default().fields(&selector(node)).limit(PAGE);
+async fn list_all(client: &Client, node: &str, version: Option<&str>, rules: &Rules) -> Result<Listed, Failure> {
+    let params = ListParams::default().fields(&selector(node));
+    let mut params = match version {
+        Some(version) => params.at(version).matching(VersionMatch::NotOlderThan),
+        None => params.limit(PAGE),
+    };
     let mut bound = Bound::default();
     for _ in 0..MOST_PAGES {
         let request = Request::new(PODS).list(&params).map_err(|error| unsendable(&error))?;

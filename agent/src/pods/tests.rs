@@ -252,13 +252,17 @@ async fn what_is_asked_for_and_not_in_is_doubt_and_large_lists_come_in_pages() {
     })
     .await;
     let mut sensor = Sensor::new(server.kubeconfig());
-    sensor.pods.check(Watching::No, NOW);
+    sensor.pods.ask(NOW);
     assert_eq!(why(&sensor.pods.reading(NOW)), NOT_YET);
     assert_eq!(running(&sensor.next().await), ["shop/a", "shop/b"]);
     let asked = server.asked(Verb::List);
     assert_eq!(asked.len(), 2, "{asked:?}");
     assert!(asked[0].contains("fieldSelector=spec.nodeName%3Dnode-1"), "{asked:?}");
     assert!(asked[0].contains("limit=500"), "{asked:?}");
+    assert!(
+        !asked[0].contains("resourceVersion"),
+        "of the moment: it is a last look before a sleep: {asked:?}"
+    );
     assert_eq!(
         server.connections.load(Ordering::Relaxed),
         1,
@@ -528,5 +532,69 @@ async fn a_host_that_is_told_to_have_no_pods_asks_nobody() {
         pods.check(Watching::Yes, NOW);
         assert_eq!(pods.ask(NOW), None);
         assert_eq!(pods.reading(NOW), Reading::NotConfigured);
+    }
+}
+
+#[tokio::test]
+async fn checks_ask_for_what_the_server_has_in_memory_and_is_not_older_than_what_is_known() {
+    let server = Server::start(|_| page(&[], None)).await;
+    let mut sensor = Sensor::new(server.kubeconfig());
+    sensor.pods.check(Watching::No, NOW);
+    sensor.next().await;
+    let later = NOW.after(Policy::default().check_interval);
+    sensor.pods.check(Watching::No, later);
+    sensor.next().await;
+    let asked = server.asked(Verb::List);
+    assert_eq!(asked.len(), 2, "{asked:?}");
+    for (asked, version) in asked.iter().zip(["0", "4"]) {
+        assert!(asked.contains(&format!("resourceVersion={version}&")), "{asked}");
+        assert!(asked.contains("resourceVersionMatch=NotOlderThan"), "{asked}");
+        assert!(!asked.contains("limit="), "in pages it is read from etcd: {asked}");
+    }
+}
+
+#[test]
+fn watches_that_were_cut_off_together_are_not_begun_again_together() {
+    const HOSTS: u32 = 100;
+    let hosts = || (0..HOSTS).map(|host| f64::from(host) / f64::from(HOSTS - 1));
+    // One that ended in its time is begun again at once, and so is the first one after a long time.
+    assert!(hosts().all(|roll| rest(Cut::No, Duration::from_secs(290), roll).is_zero()));
+    assert_eq!(rest(Cut::No, Duration::from_secs(4), 0.5), Duration::from_secs(6));
+    for (cut, spread) in [
+        (Cut::Early, 10),
+        (Cut::Failed(1), 20),
+        (Cut::Failed(2), 40),
+        (Cut::Failed(3), 80),
+        (Cut::Failed(u32::MAX), 80),
+    ] {
+        for begun in [Duration::ZERO, Duration::from_secs(100)] {
+            let rests: Vec<_> = hosts().map(|roll| rest(cut, begun, roll)).collect();
+            let (least, most) = (rests[0], rests[rests.len() - 1]);
+            assert_eq!(most - least, Duration::from_secs(spread), "{cut:?}");
+            assert!(least + begun >= WATCH_EVERY, "{cut:?}: never sooner after the last one");
+            let in_a_second = |from: &Duration| {
+                rests
+                    .iter()
+                    .filter(|rest| **rest >= *from && **rest < *from + Duration::from_secs(1))
+                    .count()
+            };
+            let busiest = rests.iter().map(in_a_second).max().unwrap();
+            assert!(
+                busiest <= 1 + 100 / usize::try_from(spread).unwrap(),
+                "{cut:?}: {busiest} in a second"
+            );
+        }
+    }
+}
+
+#[test]
+fn chance_is_spread_evenly() {
+    let rolls: Vec<_> = (0..10_000).map(|_| roll()).collect();
+    assert!(rolls.iter().all(|roll| (0.0..=1.0).contains(roll)));
+    for tenth in 0..10 {
+        let part = f64::from(tenth) / 10.0..f64::from(tenth + 1) / 10.0;
+        let count = rolls.iter().filter(|roll| part.contains(roll)).count();
+        // Ten standard deviations.
+        assert!((700..1300).contains(&count), "{count} in {part:?}");
     }
 }
