@@ -417,7 +417,7 @@ impl Hub {
         let mut known = self.known();
         let was_held = known.permission.hand_back(node, grant);
         tracing::debug!(%node, grant, was_held, "leave handed back");
-        self.kick();
+        self.kick(node);
         known.presence.orders(node, Moment::now())
     }
 
@@ -508,9 +508,7 @@ impl Hub {
             }
         }
         let nodes = known.presence.unsaved();
-        if !changes.is_empty() {
-            self.kick();
-        }
+        changes.iter().for_each(|change| self.kick(&change.node));
         if !nodes.is_empty() || !changes.is_empty() {
             // Nobody is told that it is kept.
             drop(self.keeping.keep(Batch {

@@ -12,11 +12,16 @@ mod care;
 mod leave;
 mod pending;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use futures_util::StreamExt as _;
 use tokio::{
     sync::{Notify, watch},
+    task::consume_budget,
     time::sleep,
 };
 use vmstation_protocol::NodeName;
@@ -46,8 +51,9 @@ pub struct Kubernetes {
     identity: String,
     /// Whether this server is the one that acts.
     leadership: watch::Receiver<Leadership>,
-    /// Something changed that duties depend on.
+    /// Something changed that duties depend on, for these nodes.
     kick: Notify,
+    kicked: Mutex<BTreeSet<NodeName>>,
 }
 
 impl Kubernetes {
@@ -58,7 +64,12 @@ impl Kubernetes {
             cluster,
             leadership,
             kick: Notify::new(),
+            kicked: Mutex::default(),
         }
+    }
+
+    fn kicked(&self) -> MutexGuard<'_, BTreeSet<NodeName>> {
+        self.kicked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether this server is the one that acts, at this moment.
@@ -76,9 +87,10 @@ impl Kubernetes {
 }
 
 impl Hub {
-    /// Something changed that duties depend on.
-    pub(super) fn kick(&self) {
+    /// Something changed that duties to this node depend on.
+    pub(super) fn kick(&self, node: &NodeName) {
         if let Some(kubernetes) = &self.kubernetes {
+            kubernetes.kicked().insert(node.clone());
             kubernetes.kick.notify_one();
         }
     }
@@ -126,13 +138,18 @@ impl Hub {
                         nodes = kubernetes.cluster.watch_nodes().await;
                     }
                 },
-                () = kubernetes.kick.notified() => care.all_due(Moment::now()),
+                () = kubernetes.kick.notified() => {
+                    let (kicked, now) = (std::mem::take(&mut *kubernetes.kicked()), Moment::now());
+                    kicked.iter().for_each(|name| care.due_now(name, now));
+                }
                 () = sleep(wait) => {}
             }
             while let Some(name) = care.due(Moment::now()) {
                 self.care_for(kubernetes, &mut care, &name).await;
             }
             self.metrics.observe_marked_nodes(care.marked(), care.failing());
+            // A list of thousands is there all at once: others get their turn, the election above all.
+            consume_budget().await;
         }
     }
 

@@ -31,6 +31,10 @@ pub(super) struct Care {
     nodes: BTreeMap<NodeName, Kept>,
     /// When which node is looked at, as its own `next` says.
     order: BTreeSet<(Moment, NodeName)>,
+    /// Those with something of ours.
+    marked: BTreeSet<NodeName>,
+    /// Those that something is to be done about and cannot.
+    failing: BTreeSet<NodeName>,
     /// Seen since the watch began; the rest goes when it is complete.
     again: Option<BTreeSet<NodeName>>,
     is_blind: bool,
@@ -89,6 +93,7 @@ impl Care {
     /// A node is this now.
     pub(super) fn changed(&mut self, node: ClusterNode, now: Moment) {
         let name = node.name.clone();
+        let is_marked = cordon::is_marked(&node);
         match self.nodes.get_mut(&name) {
             // The word of a watch may be older than an answer.
             Some(kept) if is_older(&node.resource_version, &kept.node.resource_version) => return,
@@ -108,11 +113,12 @@ impl Care {
                 self.nodes.insert(name.clone(), kept);
             }
         }
-        let is_failing = self.nodes.get(&name).is_some_and(|kept| kept.failures > 0);
-        // One that fails keeps its wait, whatever its kubelet writes meanwhile.
-        if !is_failing {
-            self.schedule(&name, now);
+        if is_marked {
+            self.marked.insert(name.clone());
+        } else {
+            self.marked.remove(&name);
         }
+        self.due_now(&name, now);
     }
 
     /// A node is no more.
@@ -122,15 +128,14 @@ impl Care {
         {
             self.order.remove(&(next, name.clone()));
         }
+        self.marked.remove(name);
+        self.failing.remove(name);
     }
 
-    /// Something may have changed for all.
-    pub(super) fn all_due(&mut self, now: Moment) {
-        let names: Vec<_> = self.nodes.keys().cloned().collect();
-        for name in names {
-            if self.nodes.get(&name).is_some_and(|kept| kept.failures == 0) {
-                self.schedule(&name, now);
-            }
+    /// Something changed for a node. One that fails keeps its wait, whatever is heard of it meanwhile.
+    pub(super) fn due_now(&mut self, name: &NodeName, now: Moment) {
+        if !self.failing.contains(name) {
+            self.schedule(name, now);
         }
     }
 
@@ -158,12 +163,12 @@ impl Care {
 
     /// Nodes with something of ours.
     pub(super) fn marked(&self) -> usize {
-        self.nodes.values().filter(|kept| cordon::is_marked(&kept.node)).count()
+        self.marked.len()
     }
 
     /// Nodes that something is to be done about and cannot.
     pub(super) fn failing(&self) -> usize {
-        self.nodes.values().filter(|kept| kept.failures > 0).count()
+        self.failing.len()
     }
 
     /// Nothing of ours is on it.
@@ -174,6 +179,7 @@ impl Care {
             kept.failures = 0;
             kept.waits = None;
         }
+        self.failing.remove(name);
         self.schedule(name, now.after(SELDOM));
     }
 
@@ -200,6 +206,8 @@ impl Care {
             (Some(PowerState::Granted | PowerState::Asleep | PowerState::Waking), Heard::Sleeping) => {
                 kept.node.ready && now.since(kept.heard_since) >= READY_IS_TRUE_AFTER
             }
+            // A sleeper is not taken back before it is ready, which the watch tells: until then its Lease is not asked for all the time.
+            (Some(PowerState::Asleep | PowerState::Waking), Heard::Nothing | Heard::Gone) => kept.node.ready,
             (Some(PowerState::Granted | PowerState::Asleep | PowerState::Waking), _) => true,
         };
         if !wants {
@@ -268,6 +276,7 @@ impl Care {
             kept.waits = Some(duty.clone());
         }
         kept.failures = 0;
+        self.failing.remove(name);
         let wait = match duty {
             Duty::Wait(
                 Why::Attempt | Why::Leave | Why::MayHaveLeave | Why::Woken | Why::Lease | Why::NotReady | Why::Pods(_),
@@ -294,6 +303,7 @@ impl Care {
                 kept.back = None;
             }
         }
+        self.failing.remove(name);
         self.changed(node, now);
     }
 
@@ -308,6 +318,7 @@ impl Care {
             tracing::debug!(node = %name, %error, failures = kept.failures, "the node cannot be seen to");
         }
         kept.failures = kept.failures.saturating_add(1);
+        self.failing.insert(name.clone());
         self.schedule(name, now.after(wait));
     }
 

@@ -60,7 +60,7 @@ impl Drop for Attempt<'_> {
         }
         known.permission.give_up(self.node, self.failed.take(), Moment::now());
         drop(known);
-        self.hub.kick();
+        self.hub.kick(self.node);
     }
 }
 
