@@ -38,7 +38,7 @@ struct Pending {
 }
 
 impl Pending {
-    /// Whether anything changed.
+    /// Whether anything changed that a look could find: pods that find a node at once come and go all day.
     fn seen(&mut self, seen: Seen<Pod>) -> bool {
         match seen {
             Seen::Begin => {
@@ -49,11 +49,13 @@ impl Pending {
                 if let Some(again) = &mut self.again {
                     again.insert(pod.id.clone());
                 }
-                let before = self.pods.insert(pod.id.clone(), pod);
-                // Only its end would bring what is equal, and that is told as such.
-                before.is_none_or(|before| self.pods.get(&before.id) != Some(&before))
+                let before = self.pods.get(&pod.id);
+                let waits = is_without_room(&pod) || before.is_some_and(is_without_room);
+                let is_new = waits && before != Some(&pod);
+                self.pods.insert(pod.id.clone(), pod);
+                is_new
             }
-            Seen::Gone(pod) => self.pods.remove(&pod.id).is_some(),
+            Seen::Gone(pod) => self.pods.remove(&pod.id).is_some_and(|pod| is_without_room(&pod)),
             Seen::Complete => {
                 self.is_blind = false;
                 let before = self.pods.len();
@@ -66,8 +68,13 @@ impl Pending {
     }
 
     fn is_unschedulable(&self) -> bool {
-        self.pods.values().any(|pod| pod.unschedulable_since.is_some())
+        self.pods.values().any(is_without_room)
     }
+}
+
+/// Whether the scheduler found no node for it.
+fn is_without_room(pod: &Pod) -> bool {
+    pod.unschedulable_since.is_some()
 }
 
 impl Hub {
