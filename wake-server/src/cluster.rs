@@ -9,7 +9,7 @@ pub mod error;
 pub mod reading;
 pub mod rights;
 
-use std::{fmt::Debug, sync::Arc, time::Duration};
+use std::{fmt::Debug, panic::resume_unwind, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, future::ready, stream::BoxStream};
 use k8s_openapi::api::{
@@ -19,15 +19,21 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, Resource,
     api::{ListParams, Patch, PatchParams, PostParams},
-    core::Status,
-    runtime::{WatchStreamExt as _, watcher},
+    core::{ObjectList, Request, Status},
+    runtime::{
+        WatchStreamExt as _,
+        utils::Backoff,
+        watcher::{self, DefaultBackoff, watcher},
+    },
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
 use vmstation_protocol::NodeName;
 
 use self::connect::Connection;
 pub use self::error::ClusterError;
+use self::reading::ReadingError;
 use crate::{
     cordon::MANAGER,
     workload::{ClusterNode, Pod, PodId},
@@ -37,6 +43,24 @@ use crate::{
 const NODE_LEASES: &str = "kube-node-lease";
 /// Where Events of Nodes are, as the kubelet's own.
 const NODE_EVENTS: &str = "default";
+/// Waits after failures of a watch: 0.8 to 1.6 s, growing to a minute, by chance longer or shorter, and from the beginning after two minutes
+/// without one. A word of the watch does not end that: `Init` comes before the list is asked for, so that a list that is refused would be
+/// asked for each second (fault K3).
+#[derive(Default)]
+struct Patient(DefaultBackoff);
+
+impl Iterator for Patient {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next()
+    }
+}
+
+impl Backoff for Patient {
+    fn reset(&mut self) {}
+}
+
 /// Objects in one page of a list.
 const PAGE: u32 = 500;
 /// Seconds after which the API server ends a watch, to be begun again.
@@ -116,8 +140,8 @@ impl Cluster {
     /// # Errors
     /// As above.
     pub async fn nodes(&self) -> Result<Vec<ClusterNode>, ClusterError> {
-        let nodes = self.list("listing nodes", Api::<Node>::all, None).await?;
-        Ok(nodes.iter().filter_map(|node| legible(reading::node(node))).collect())
+        let read = |node: &Node| legible(reading::node(node)).map(Ok);
+        self.list("listing nodes", None, read).await
     }
 
     /// The pods that are bound to a node.
@@ -127,8 +151,8 @@ impl Cluster {
     pub async fn pods_on(&self, node: &NodeName) -> Result<Vec<Pod>, ClusterError> {
         let selector = format!("spec.nodeName={node}");
         let what = format!("listing the pods of {node}");
-        let pods = self.list(&what, Api::<ApiPod>::all, Some(&selector)).await?;
-        Ok(pods.iter().map(reading::pod).collect::<Result<_, _>>()?)
+        let read = |pod: &ApiPod| Some(reading::pod(pod));
+        self.list(&what, Some(&selector), read).await
     }
 
     /// Every pod that is not finished.
@@ -137,8 +161,8 @@ impl Cluster {
     /// As above.
     pub async fn pods(&self) -> Result<Vec<Pod>, ClusterError> {
         let selector = "status.phase!=Succeeded,status.phase!=Failed";
-        let pods = self.list("listing pods", Api::<ApiPod>::all, Some(selector)).await?;
-        Ok(pods.iter().filter_map(|pod| legible(reading::pod(pod))).collect())
+        let read = |pod: &ApiPod| legible(reading::pod(pod)).map(Ok);
+        self.list("listing pods", Some(selector), read).await
     }
 
     /// Writes a merge patch to a Node, and says what it is then.
@@ -268,26 +292,45 @@ impl Cluster {
         self.watch(pods, config, "watching pods without a node", reading::pod)
     }
 
-    /// All pages of a list, within [`LIST`].
-    async fn list<K>(&self, what: &str, api: fn(Client) -> Api<K>, fields: Option<&str>) -> Result<Vec<K>, ClusterError>
+    /// All pages of a list, within [`LIST`]; of each object what `read` makes of it, `None` to leave it out. No more than a page is held as
+    /// it came: a pod of the API is many times as large as ours. Without a resource version, as the watch cache answers those in one piece.
+    async fn list<K, T>(
+        &self,
+        what: &str,
+        fields: Option<&str>,
+        read: fn(&K) -> Option<Result<T, ReadingError>>,
+    ) -> Result<Vec<T>, ClusterError>
     where
-        K: Clone + DeserializeOwned + Debug,
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + 'static,
+        T: Send + 'static,
     {
-        let pages = |client| async move {
-            let api = api(client);
+        let pages = |client: Client| async move {
+            let request = Request::new(K::url_path(&(), None));
             let mut params = ListParams::default().limit(PAGE);
             params.field_selector = fields.map(str::to_owned);
             let mut all = Vec::new();
             loop {
-                let page = api.list(&params).await?;
-                all.extend(page.items);
-                params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+                let page = request.list(&params).map_err(kube::Error::BuildRequest)?;
+                let page = client.request_text(page).await?;
+                // A page is some MiB of JSON: whoever else is served does not wait while it is read.
+                let read = spawn_blocking(move || {
+                    let page: ObjectList<K> = serde_json::from_str(&page)?;
+                    let objects: Vec<_> = page.items.iter().filter_map(read).collect();
+                    Ok((objects, page.metadata.continue_))
+                });
+                let (objects, next) = match read.await {
+                    Ok(read) => read.map_err(kube::Error::SerdeError)?,
+                    Err(panicked) => resume_unwind(panicked.into_panic()),
+                };
+                all.extend(objects);
+                params.continue_token = next.filter(|token| !token.is_empty());
                 if params.continue_token.is_none() {
                     return Ok(all);
                 }
             }
         };
-        self.connection.ask_within(LIST, what, pages).await
+        let all = self.connection.ask_within(LIST, what, pages).await?;
+        Ok(all.into_iter().collect::<Result<_, _>>()?)
     }
 
     fn watch<K, T, E>(
@@ -303,7 +346,7 @@ impl Cluster {
         E: std::error::Error + Send + 'static,
     {
         let connection = Arc::clone(&self.connection);
-        let events = watcher(api, config).default_backoff();
+        let events = watcher(api, config).backoff(Patient::default());
         let seen = events.filter_map(move |event| {
             ready(match event {
                 Ok(watcher::Event::Init) => Some(Ok(Seen::Begin)),

@@ -6,6 +6,7 @@
 
 use std::{env, future::Future, path::Path, time::Duration};
 
+use http::{HeaderValue, header};
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
@@ -22,6 +23,8 @@ use crate::config::kubernetes::{Access, KubernetesSettings};
 
 /// Longest time of a single request with its answer ([`bounded`]).
 pub const WITHIN: Duration = Duration::from_secs(10);
+/// What this program calls itself: audit logs and metrics of the API server tell its requests by it.
+const USER_AGENT: &str = concat!("vmstation-wake-server/", env!("CARGO_PKG_VERSION"));
 /// Connection, TLS included.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Silence within an answer, and time to take a part of a request.
@@ -250,6 +253,8 @@ async fn config(settings: &KubernetesSettings) -> Result<Config, ConnectError> {
         Access::Auto | Access::InCluster => service_account()?,
         Access::Kubeconfig(path) => kubeconfig(path).await?,
     };
+    let who = HeaderValue::from_static(USER_AGENT);
+    config.headers.push((header::USER_AGENT, who));
     config.connect_timeout = Some(CONNECT);
     config.write_timeout = Some(SILENCE);
     // The time that a connection waited for its next request is not silence.
