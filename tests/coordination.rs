@@ -6,10 +6,14 @@
 #[expect(dead_code, reason = "other suites use more of it")]
 #[path = "support/cluster.rs"]
 mod cluster;
+#[path = "support/crowd.rs"]
+mod crowd;
 #[path = "coordination/demand.rs"]
 mod demand;
 #[path = "coordination/like_kubectl.rs"]
 mod like_kubectl;
+#[path = "coordination/load.rs"]
+mod load;
 #[path = "coordination/refused.rs"]
 mod refused;
 #[path = "coordination/scene.rs"]
