@@ -46,7 +46,7 @@ enum Where {
 
 type Test = for<'a> fn(&'a Cluster) -> LocalBoxFuture<'a, ()>;
 
-const TRIALS: [(&str, Where, Test); 48] = [
+const TRIALS: [(&str, Where, Test); 49] = [
     ("a_list_is_of_the_fields_asked_for", Anywhere, |cluster| {
         Box::pin(lists::by_fields(cluster))
     }),
@@ -58,6 +58,9 @@ const TRIALS: [(&str, Where, Test); 48] = [
     }),
     ("a_list_comes_in_parts_of_one_version", Anywhere, |cluster| {
         Box::pin(lists::in_parts(cluster))
+    }),
+    ("a_list_is_not_older_than_what_is_known", Anywhere, |cluster| {
+        Box::pin(lists::not_older_than(cluster))
     }),
     ("a_version_that_is_not_yet_is_504", Anywhere, |cluster| {
         Box::pin(lists::of_a_future_version(cluster))

@@ -102,6 +102,27 @@ pub(crate) async fn in_parts(cluster: &Cluster) {
     assert!(second["metadata"].get("continue").is_none());
 }
 
+/// As the agents ask at their checks.
+pub(crate) async fn not_older_than(cluster: &Cluster) {
+    let asker = three_pods(cluster).await;
+    let (_, all) = asker.get(PODS).await;
+    let known = all["metadata"]["resourceVersion"].as_str().unwrap();
+    let asked = format!("{PODS}?fieldSelector=metadata.name%3Db&resourceVersionMatch=NotOlderThan&resourceVersion");
+    let (code, list) = asker.get(&format!("{asked}={known}")).await;
+    assert_eq!((code, names(&list)), (200, vec!["b".to_owned()]), "{list}");
+    let version = |list: &serde_json::Value| {
+        list["metadata"]["resourceVersion"]
+            .as_str()
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    assert!(version(&list) >= version(&all));
+    // Of any age.
+    let (code, list) = asker.get(&format!("{asked}=0")).await;
+    assert_eq!(code, 200, "{list}");
+}
+
 pub(crate) async fn of_a_future_version(cluster: &Cluster) {
     let asker = three_pods(cluster).await;
     let (code, status) = asker.get(&format!("{PODS}?resourceVersion=99999999")).await;
