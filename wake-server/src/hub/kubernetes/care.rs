@@ -347,3 +347,111 @@ fn is_older(version: &str, than: &str) -> bool {
         (Err(_), _) | (_, Err(_)) => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cordon::Came;
+
+    fn at(seconds: u64) -> Moment {
+        Moment::from_boot(Duration::from_secs(seconds))
+    }
+
+    fn name(name: &str) -> NodeName {
+        name.parse().unwrap()
+    }
+
+    fn node(node: &str, version: u32, is_marked: bool) -> ClusterNode {
+        let mark = is_marked.then(|| ("vmstation.io/power-state".to_owned(), "asleep".to_owned()));
+        ClusterNode {
+            name: name(node),
+            uid: node.to_owned(),
+            resource_version: version.to_string(),
+            labels: BTreeMap::new(),
+            annotations: mark.into_iter().collect(),
+            taints: Vec::new(),
+            unschedulable: false,
+            ready: false,
+            allocatable: BTreeMap::new(),
+            cordoned_by: Vec::new(),
+        }
+    }
+
+    /// Three nodes that were looked at, of which `b` is marked.
+    fn three() -> Care {
+        let mut care = Care::default();
+        care.seen(Seen::Begin, at(0));
+        for (each, is_marked) in [("a", false), ("b", true), ("c", false)] {
+            care.seen(Seen::Is(node(each, 1, is_marked)), at(0));
+        }
+        care.seen(Seen::Complete, at(0));
+        while care.due(at(0)).is_some() {}
+        care
+    }
+
+    #[test]
+    fn a_change_of_one_node_is_a_look_at_that_one_alone() {
+        let mut care = three();
+        care.due_now(&name("b"), at(1));
+        assert_eq!(care.due(at(1)), Some(name("b")));
+        assert_eq!(care.due(at(1)), None);
+        care.seen(Seen::Is(node("c", 2, false)), at(1));
+        assert_eq!(care.due(at(1)), Some(name("c")));
+        assert_eq!(care.due(at(1)), None);
+        care.due_now(&name("stranger"), at(1));
+        assert_eq!(care.due(at(1)), None);
+    }
+
+    #[test]
+    fn who_is_marked_and_who_fails_is_counted_as_it_changes() {
+        let mut care = three();
+        assert_eq!((care.marked(), care.failing()), (1, 0));
+        care.seen(Seen::Is(node("a", 2, true)), at(1));
+        care.seen(Seen::Is(node("b", 2, false)), at(1));
+        care.seen(Seen::Is(node("c", 2, true)), at(1));
+        assert_eq!(care.marked(), 2);
+        care.seen(Seen::Is(node("c", 1, false)), at(1));
+        assert_eq!(care.marked(), 2, "an older word");
+        let error = ClusterError::Gone {
+            attempted: "x".to_owned(),
+            message: "y".to_owned(),
+        };
+        while care.due(at(1)).is_some() {}
+        care.failed(&name("a"), &error, at(1));
+        care.failed(&name("c"), &error, at(1));
+        assert_eq!(care.failing(), 2);
+        care.due_now(&name("a"), at(1));
+        assert_eq!(care.due(at(1)), None, "one that fails keeps its wait");
+        assert!(care.due(at(2)).is_some());
+        care.written(&name("a"), node("a", 3, false), &Duty::Release(Came::Not), at(2));
+        assert_eq!((care.marked(), care.failing()), (1, 1));
+        care.seen(Seen::Gone(node("c", 3, true)), at(2));
+        assert_eq!((care.marked(), care.failing()), (0, 0));
+    }
+
+    #[test]
+    fn a_lease_is_asked_for_where_it_decides() {
+        let record = |node: &ClusterNode| Record::of(node).unwrap();
+        for (ready, heard, wants) in [
+            (false, Heard::Nothing, false),
+            (false, Heard::Gone, false),
+            (true, Heard::Nothing, true),
+            (true, Heard::Gone, true),
+            // It speaks: it may be ready soon.
+            (false, Heard::Awake, true),
+            (true, Heard::Awake, true),
+            (true, Heard::Sleeping, false),
+        ] {
+            let mut care = Care::default();
+            let mut sleeper = node("b", 1, true);
+            sleeper.ready = ready;
+            let record = record(&sleeper);
+            care.changed(sleeper, at(0));
+            assert_eq!(
+                care.wants_lease(&name("b"), record.as_ref(), heard, at(1)),
+                wants,
+                "ready {ready}, {heard:?}"
+            );
+        }
+    }
+}
