@@ -32,6 +32,8 @@ fn title(section: &str) -> &str {
         "status" => "The status of 10,000 nodes",
         "senders" => "Magic packets, beside other senders",
         "all" => "`/wake/all` of 10,000 nodes, without a stagger",
+        "api-server" => "What a wake server asks of the API server while nothing happens",
+        "api-agents" => "What the agents ask of it",
         other => other,
     }
 }
