@@ -10,6 +10,8 @@ mod cluster;
 mod crowd;
 #[path = "coordination/demand.rs"]
 mod demand;
+#[path = "coordination/killed.rs"]
+mod killed;
 #[path = "coordination/like_kubectl.rs"]
 mod like_kubectl;
 #[path = "coordination/load.rs"]

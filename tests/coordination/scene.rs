@@ -45,7 +45,10 @@ impl Kubelet {
 
 impl Scene {
     pub(crate) async fn set() -> Self {
-        let cluster = Cluster::start();
+        Self::set_on(Cluster::start()).await
+    }
+
+    pub(crate) async fn set_on(cluster: Cluster) -> Self {
         let client = cluster.client().await;
         let scene = Self { cluster, client };
         // Room for what is moved.

@@ -45,8 +45,17 @@ enum Server {
 impl Cluster {
     /// Panics if the real one does not come up within a minute.
     pub(crate) fn start() -> Self {
+        Self::of(envtest::assets())
+    }
+
+    /// On the fake wherever it runs: for trials that order faults.
+    pub(crate) fn start_fake() -> Self {
+        Self::of(None)
+    }
+
+    fn of(assets: Option<PathBuf>) -> Self {
         let folder = tempfile::Builder::new().prefix("vmstation-kube-").tempdir().unwrap();
-        let server = match envtest::assets() {
+        let server = match assets {
             Some(assets) => Server::Real(Box::new(Envtest::start(&assets, folder.path()))),
             None => Server::Fake(KubeFake::start()),
         };

@@ -109,6 +109,26 @@ struct Faults {
     gone_by_status: bool,
     bookmark_every: Duration,
     failures: Vec<Failure>,
+    stop: Option<Stop>,
+}
+
+/// When a write of a client is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stopped {
+    /// It was heard, and changes nothing.
+    Before,
+    /// It is done, and its answer never comes.
+    After,
+    /// It goes on: the trial is told, nothing else.
+    Never,
+}
+
+/// A write by which a client is stopped.
+struct Stop {
+    agent: String,
+    left: usize,
+    when: Stopped,
+    is_reached: bool,
 }
 
 /// Answers that a trial ordered.
@@ -127,6 +147,28 @@ impl Faults {
             .find(|failure| failure.left > 0 && failure.method == method && path_and_query.contains(&failure.part))?;
         failure.left -= 1;
         Some(failure.code)
+    }
+
+    /// Where a request is to be stopped; after the one that was, all of the client are.
+    fn stops(&mut self, method: &str, agent: &str) -> Stopped {
+        let Some(stop) = self.stop.as_mut().filter(|stop| agent.starts_with(&stop.agent)) else {
+            return Stopped::Never;
+        };
+        if stop.is_reached {
+            return match stop.when {
+                Stopped::Never => Stopped::Never,
+                Stopped::Before | Stopped::After => Stopped::Before,
+            };
+        }
+        if method == "GET" {
+            return Stopped::Never;
+        }
+        if stop.left > 0 {
+            stop.left -= 1;
+            return Stopped::Never;
+        }
+        stop.is_reached = true;
+        stop.when
     }
 }
 
@@ -160,6 +202,7 @@ impl KubeFake {
                     gone_by_status: false,
                     bookmark_every: Duration::from_secs(60),
                     failures: Vec::new(),
+                    stop: None,
                 },
                 asked: Vec::new(),
                 era: 0,
@@ -219,6 +262,27 @@ impl KubeFake {
     /// Each answer comes this much later.
     pub(crate) fn delay(&self, delay: Duration) {
         self.shared.state().faults.delay = delay;
+    }
+
+    /// Stops the client that calls itself so at its write number `number`, counted from 0, and at all that follows.
+    pub(crate) fn stop_at(&self, agent: &str, number: usize, when: Stopped) {
+        self.shared.state().faults.stop = Some(Stop {
+            agent: agent.into(),
+            left: number,
+            when,
+            is_reached: false,
+        });
+    }
+
+    /// Whether [`Self::stop_at`] came to that.
+    pub(crate) fn is_stopped(&self) -> bool {
+        let stop = &self.shared.state().faults.stop;
+        stop.as_ref().is_some_and(|stop| stop.is_reached)
+    }
+
+    /// Takes back [`Self::stop_at`]; what was stopped stays so.
+    pub(crate) fn stop_nobody(&self) {
+        self.shared.state().faults.stop = None;
     }
 
     /// Takes requests and never answers; open watches fall silent. A request that came meanwhile is never answered.

@@ -19,7 +19,7 @@ use tokio::{sync::watch, time::Instant};
 use vmstation_agent::clock::BootTime;
 
 use super::{
-    Asked, Shared,
+    Asked, Shared, Stopped,
     access::{Deed, User},
     eviction, now,
     patch::Kind,
@@ -89,6 +89,10 @@ pub(super) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> R
         std::future::pending::<()>().await;
     }
     tokio::time::sleep(delay).await;
+    let stops = shared.state().faults.stops(parts.method.as_str(), &agent);
+    if stops == Stopped::Before {
+        std::future::pending::<()>().await;
+    }
     let ordered = shared
         .state()
         .faults
@@ -121,6 +125,9 @@ pub(super) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> R
     };
     let response = question.and_then(|question| route(&shared, &question));
     let response = response.unwrap_or_else(|refusal| refused(&refusal));
+    if stops == Stopped::After {
+        std::future::pending::<()>().await;
+    }
     let response = if trickles {
         one_byte_a_second(response)
     } else {
