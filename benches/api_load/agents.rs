@@ -67,7 +67,6 @@ pub(crate) async fn idle(figures: &mut Vec<Figure>) -> Result<()> {
         let begun = agents.watches(first, nodes).await?;
         let ends = HOUR / watch_ends_after(&begun[0])?;
         let mut add = |what: &str, unit: &str, value: f64, note: &str| {
-            eprintln!("{what}: {value} {note}");
             figures.push(single("api-agents", &format!("{words}: {what}"), unit, value).with_note(note));
         };
         let of_all = number(nodes) / HOUR;
