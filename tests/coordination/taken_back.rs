@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
-use vmstation_protocol::Activity;
+use vmstation_protocol::{Activity, NodeState, WakeOutcome};
 
 use crate::{
     on_cluster,
@@ -169,6 +169,43 @@ fn k9_after_a_grant_the_next_server_waits_until_it_knows() {
                 assert!(!cluster.is_cordoned(node).await);
             }
         }
+    });
+}
+
+#[test]
+fn k9_a_wake_is_carried_on_by_the_next_server() {
+    on_cluster(|cluster| async move {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        cluster.node("w1").await;
+        let server = WakeServer::start(&cluster, first.path()).await;
+        server.grant("w1").await;
+        server.hears("w1", Activity::Sleeping, 0);
+        cluster.until("asleep", || cluster.is_tainted("w1")).await;
+        server.hub.wake("w1", true).unwrap();
+        let is_waking = || async { cluster.annotation("w1", "power-state").await.as_deref() == Some("waking") };
+        cluster.until("waking", is_waking).await;
+        server.dies();
+        drop(server);
+
+        let next = WakeServer::just_started(&cluster, second.path(), settings()).await;
+        let state = || {
+            next.hub
+                .status()
+                .nodes
+                .into_iter()
+                .find(|node| node.name.as_str() == "w1")
+                .unwrap()
+        };
+        cluster
+            .until("carried on", || async { state().state == NodeState::Waking })
+            .await;
+        assert!(is_waking().await);
+        next.hears("w1", Activity::Busy, 1);
+        let _kubelet = Kubelet::start(&cluster, "w1", &[]);
+        is_back(&cluster, "w1").await;
+        let ended = || async { state().last_wake.is_some_and(|wake| wake.outcome == WakeOutcome::Awake) };
+        cluster.until("proved", ended).await;
+        assert!(!cluster.events("w1").await.iter().any(|reason| reason == "WakeFailed"));
     });
 }
 

@@ -54,6 +54,8 @@ pub struct Evidence {
     pub standing: Standing,
     /// Whether a wake of it is under way.
     pub is_being_woken: bool,
+    /// Whether this server has had a wake of it since it acts.
+    pub was_woken_here: bool,
     /// Pods of the network and of the node itself that do not run yet.
     pub not_yet: Vec<PodId>,
     /// For how long the node has been back but for those.
@@ -71,6 +73,8 @@ pub enum Duty {
     MarkAsleep,
     /// Write that it is being woken.
     MarkWaking,
+    /// Wake it: the server that began to is gone.
+    CarryOn,
     /// Take away what is ours. `Back`: it slept, and came back.
     Release(Came),
     /// Give up an ownership that is void.
@@ -153,6 +157,7 @@ fn sleeper(node: &ClusterNode, state: PowerState, evidence: &Evidence) -> Duty {
     let waiting = match (state, evidence.is_being_woken) {
         (PowerState::Waking, true) => Duty::Wait(Why::Woken),
         (_, true) => Duty::MarkWaking,
+        (PowerState::Waking, false) if !evidence.was_woken_here => Duty::CarryOn,
         // The wake is over, and it did not come.
         (PowerState::Waking, false) => Duty::MarkAsleep,
         (_, false) if is_ownership_void(node) => Duty::Disown,

@@ -84,6 +84,7 @@ fn quiet() -> Evidence {
         lease: LeaseSign::Unclear,
         standing: Standing::None,
         is_being_woken: false,
+        was_woken_here: false,
         not_yet: Vec::new(),
         back_for: Duration::ZERO,
     }
@@ -282,6 +283,7 @@ fn a_wake_is_on_record_while_it_is_under_way() {
     let woken = Evidence {
         heard: Heard::Sleeping,
         is_being_woken: true,
+        was_woken_here: true,
         ..quiet()
     };
     assert_eq!(duty_of("asleep", true, &woken), Duty::MarkWaking);
@@ -292,6 +294,22 @@ fn a_wake_is_on_record_while_it_is_under_way() {
     };
     assert_eq!(duty_of("waking", true, &over), Duty::MarkAsleep);
     assert_eq!(duty_of("asleep", true, &over), Duty::Wait(Why::Asleep));
+    let begun_by_another = Evidence {
+        was_woken_here: false,
+        ..over
+    };
+    assert_eq!(duty_of("waking", true, &begun_by_another), Duty::CarryOn);
+    assert_eq!(duty_of("asleep", true, &begun_by_another), Duty::Wait(Why::Asleep));
+    let back = Evidence {
+        heard: Heard::Awake,
+        lease: LeaseSign::Renewed,
+        ..begun_by_another
+    };
+    assert_eq!(
+        duty_of("waking", true, &back),
+        Duty::Release(Came::Back),
+        "it is not woken twice"
+    );
 }
 
 #[test]
@@ -389,7 +407,7 @@ fn happens() -> impl Strategy<Value = Happens> {
 
 fn fulfil(node: &ClusterNode, duty: &Duty) -> ClusterNode {
     match duty {
-        Duty::Nothing | Duty::Wait(_) => node.clone(),
+        Duty::Nothing | Duty::Wait(_) | Duty::CarryOn => node.clone(),
         Duty::MarkAsleep => ours(node, &asleep(node, &said())),
         Duty::MarkWaking => ours(node, &waking(node, &said())),
         Duty::Release(_) => ours(node, &release(node, None)),

@@ -204,6 +204,10 @@ impl Hub {
         let was_woken = record.as_ref().is_some_and(|record| record.state == PowerState::Waking);
         let patch = match &duty {
             Duty::Nothing | Duty::Wait(_) => None,
+            Duty::CarryOn => {
+                self.carry_on(kubernetes, care, name);
+                None
+            }
             Duty::MarkAsleep => Some(cordon::asleep(&node, &claim)),
             Duty::MarkWaking => Some(cordon::waking(&node, &claim)),
             Duty::Release(came) => {
@@ -240,6 +244,22 @@ impl Hub {
         }
     }
 
+    /// Wakes a node that a server before this one was waking.
+    fn carry_on(self: &Arc<Self>, kubernetes: &Kubernetes, care: &mut Care, name: &NodeName) {
+        if !kubernetes.is_acting() {
+            return;
+        }
+        // Whatever comes of it: once.
+        care.woken(name);
+        match self.wake(name.as_str(), true) {
+            Ok(_followed_by_its_own) => tracing::info!(target: "audit", node = %name, "wake carried on"),
+            Err(refusal) => {
+                tracing::warn!(node = %name, %refusal, "a wake is not carried on");
+                self.kick(name);
+            }
+        }
+    }
+
     fn wake_mac(&self, name: &NodeName) -> Option<vmstation_protocol::MacAddr> {
         self.known().registry().get(name)?.macs.first().copied()
     }
@@ -268,7 +288,7 @@ fn told(duty: &Duty, record: Option<&Record>) -> Option<NodeEvent> {
         })
     };
     match duty {
-        Duty::Nothing | Duty::Wait(_) | Duty::Disown => None,
+        Duty::Nothing | Duty::Wait(_) | Duty::CarryOn | Duty::Disown => None,
         Duty::MarkAsleep if record.is_some_and(|record| record.state == PowerState::Waking) => Some(NodeEvent {
             reason: "WakeFailed",
             note: "the wake is over and the node was not heard of".to_owned(),

@@ -49,6 +49,8 @@ struct Kept {
     lease: Option<LeaseWatch>,
     /// Since when it is back but for its pods, and those.
     back: Option<(Moment, Vec<PodId>)>,
+    /// Whether a wake of it was under way here.
+    woken: bool,
     failures: u32,
     waits: Option<Duty>,
 }
@@ -107,6 +109,7 @@ impl Care {
                     heard_since: now,
                     lease: None,
                     back: None,
+                    woken: false,
                     failures: 0,
                     waits: None,
                 };
@@ -176,6 +179,7 @@ impl Care {
         if let Some(kept) = self.nodes.get_mut(name) {
             kept.lease = None;
             kept.back = None;
+            kept.woken = false;
             kept.failures = 0;
             kept.waits = None;
         }
@@ -246,13 +250,16 @@ impl Care {
 
     /// All that is known of it.
     pub(super) fn evidence(
-        &self,
+        &mut self,
         name: &NodeName,
         heard: Heard,
         standing: Standing,
         is_being_woken: bool,
         now: Moment,
     ) -> Evidence {
+        if let Some(kept) = self.nodes.get_mut(name) {
+            kept.woken |= is_being_woken;
+        }
         let kept = self.nodes.get(name);
         let lease = kept.and_then(|kept| kept.lease.as_ref());
         let back = kept.and_then(|kept| kept.back.as_ref());
@@ -261,8 +268,16 @@ impl Care {
             lease: lease.map_or(LeaseSign::Unclear, |watch| watch.sign(now)),
             standing,
             is_being_woken,
+            was_woken_here: kept.is_some_and(|kept| kept.woken),
             not_yet: back.map(|(_, pods)| pods.clone()).unwrap_or_default(),
             back_for: back.map(|(since, _)| now.since(*since)).unwrap_or_default(),
+        }
+    }
+
+    /// A wake of it is begun here.
+    pub(super) fn woken(&mut self, name: &NodeName) {
+        if let Some(kept) = self.nodes.get_mut(name) {
+            kept.woken = true;
         }
     }
 
@@ -285,7 +300,9 @@ impl Care {
             // By its Lease, where nothing is heard of it.
             Duty::Wait(Why::Asleep) if kept.lease.is_some() => LATER,
             Duty::Wait(Why::Asleep) => READY_IS_TRUE_AFTER,
-            Duty::Nothing | Duty::MarkAsleep | Duty::MarkWaking | Duty::Release(_) | Duty::Disown => SELDOM,
+            Duty::Nothing | Duty::MarkAsleep | Duty::MarkWaking | Duty::CarryOn | Duty::Release(_) | Duty::Disown => {
+                SELDOM
+            }
         };
         self.schedule(name, now.after(wait));
     }
