@@ -12,7 +12,7 @@ use vmstation_protocol::{Activity, Leave};
 use crate::{
     cluster::{Cluster, kube_fake::Stopped},
     scene::{Kubelet, Scene, pod},
-    wake_server::{LEAVE, WakeServer},
+    wake_server::{LEAVE, WakeServer, settings},
 };
 
 const NODE: &str = "w1";
@@ -23,7 +23,10 @@ const LOOK: Duration = Duration::from_millis(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Dies {
+    /// The server; the same one starts again.
     Server(Stopped),
+    /// The server; one that knows nothing but what is in the cluster acts next.
+    Leader(Stopped),
     Agent,
 }
 
@@ -114,10 +117,10 @@ async fn writes() -> usize {
 async fn a_life_with_a_death(number: usize, dies: Dies, is_cordoned_by_others: bool) {
     let life = Life::new(is_cordoned_by_others).await;
     let fake = life.cluster.fake().unwrap();
-    let folder = tempfile::tempdir().unwrap();
+    let (folder, another) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let server = WakeServer::start(&life.cluster, folder.path()).await;
     let when = match dies {
-        Dies::Server(when) => when,
+        Dies::Server(when) | Dies::Leader(when) => when,
         Dies::Agent => Stopped::Never,
     };
     fake.stop_at(SERVER, number, when);
@@ -136,10 +139,15 @@ async fn a_life_with_a_death(number: usize, dies: Dies, is_cordoned_by_others: b
     }
     fake.stop_nobody();
     let next = match dies {
-        Dies::Server(_) => {
+        Dies::Server(_) | Dies::Leader(_) => {
             server.dies();
             drop(server);
-            WakeServer::just_started(&life.cluster, folder.path(), crate::wake_server::settings()).await
+            let state = if matches!(dies, Dies::Leader(_)) {
+                &another
+            } else {
+                &folder
+            };
+            WakeServer::just_started(&life.cluster, state.path(), settings()).await
         }
         // Its connection is closed.
         Dies::Agent => server,
@@ -153,6 +161,8 @@ async fn a_life_with_a_death(number: usize, dies: Dies, is_cordoned_by_others: b
         next.hears(NODE, Activity::Busy, life.resumes.get());
     }
     life.is_as_before().await;
+    let events = life.cluster.events(NODE).await;
+    assert!(!events.iter().any(|reason| reason == "WakeFailed"), "{events:?}");
 }
 
 fn at_each_write(dies: Dies, is_cordoned_by_others: bool) {
@@ -180,6 +190,12 @@ fn k9_a_server_that_dies_before_any_of_its_writes_strands_nothing() {
 #[test]
 fn k9_a_server_that_dies_after_any_of_its_writes_strands_nothing() {
     at_each_write(Dies::Server(Stopped::After), false);
+}
+
+#[test]
+fn k9_whoever_acts_next_finishes_or_takes_back() {
+    at_each_write(Dies::Leader(Stopped::Before), false);
+    at_each_write(Dies::Leader(Stopped::After), true);
 }
 
 #[test]
