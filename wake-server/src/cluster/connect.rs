@@ -259,6 +259,10 @@ async fn config(settings: &KubernetesSettings) -> Result<Config, ConnectError> {
     config.write_timeout = Some(SILENCE);
     // The time that a connection waited for its next request is not silence.
     config.reset_reader_on_write = true;
+    // Without TLS nobody's certificate is checked: that the system has no authorities is no hindrance then.
+    if config.cluster_url.scheme_str() == Some("http") {
+        config.root_cert.get_or_insert_default();
+    }
     // Who is told to come back later decides that himself: a budget that refuses an eviction is no failure of the server.
     config.default_retry = false;
     Ok(config)
