@@ -15,6 +15,7 @@ pub(crate) mod objects;
 
 use std::{
     fs,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
 };
 
@@ -45,20 +46,25 @@ enum Server {
 impl Cluster {
     /// Panics if the real one does not come up within a minute.
     pub(crate) fn start() -> Self {
-        Self::of(envtest::assets())
-    }
-
-    /// On the fake wherever it runs: for trials that order faults.
-    pub(crate) fn start_fake() -> Self {
-        Self::of(None)
-    }
-
-    fn of(assets: Option<PathBuf>) -> Self {
-        let folder = tempfile::Builder::new().prefix("vmstation-kube-").tempdir().unwrap();
-        let server = match assets {
+        let folder = folder();
+        let server = match envtest::assets() {
             Some(assets) => Server::Real(Box::new(Envtest::start(&assets, folder.path()))),
             None => Server::Fake(KubeFake::start()),
         };
+        Self::of(server, folder)
+    }
+
+    /// The fake in any case: for trials that order faults.
+    pub(crate) fn start_fake() -> Self {
+        Self::of(Server::Fake(KubeFake::start()), folder())
+    }
+
+    /// The same, at an address of the network namespace of this thread.
+    pub(crate) fn fake_at(address: Ipv4Addr) -> Self {
+        Self::of(Server::Fake(KubeFake::start_at(address)), folder())
+    }
+
+    fn of(server: Server, folder: TempDir) -> Self {
         let kubeconfig = folder.path().join("kubeconfig");
         let access = match &server {
             Server::Fake(fake) => access_by_token(&fake.url(), None, fake.token()),
@@ -119,6 +125,10 @@ impl Cluster {
         fs::write(&file, access).unwrap();
         file
     }
+}
+
+fn folder() -> TempDir {
+    tempfile::Builder::new().prefix("vmstation-kube-").tempdir().unwrap()
 }
 
 /// A client by the access in a file.

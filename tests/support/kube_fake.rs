@@ -189,7 +189,12 @@ fn now() -> Timestamp {
 
 impl KubeFake {
     pub(crate) fn start() -> Self {
-        let listener = listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        Self::start_at(Ipv4Addr::LOCALHOST)
+    }
+
+    /// At an address of the network namespace of this thread.
+    pub(crate) fn start_at(address: Ipv4Addr) -> Self {
+        let listener = listen(SocketAddr::from((address, 0)));
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             state: Mutex::new(State {

@@ -44,7 +44,7 @@ const END: &str = "@@ end";
 /// Runs the tests that need another kernel, or a machine that suspends, in Debian 12 guests with kernel 6.1.
 ///
 /// Boots a guest under qemu (emulated, so it needs no /dev/kvm), starts the suites `kernel`, `ssh` and `agent` in it as root, and prints
-/// what they print. At the same time it boots two more, which really suspend, and runs the suites `sleep` and `abort` on this machine, as
+/// what they print. At the same time it boots two more, which really suspend, and runs `sleep`, `overnight` and `abort` on this machine, as
 /// the user who calls: each installs the agent in its guest and drives it through qemu; its lines begin with its name. What wakes the guest
 /// over a LAN needs root, and is ignored without. The last line is the sum.
 ///
@@ -76,10 +76,16 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
         .filter(wanted)
         .cloned()
         .collect();
-    let driven: Vec<&Suite> = suites
+    let of_guest = |names: &[&str]| -> Vec<&Suite> {
+        let named = names
+            .iter()
+            .filter_map(|name| suites.iter().find(|suite| suite.name == *name));
+        named.filter(wanted).collect()
+    };
+    let driven: Vec<Vec<&Suite>> = sleep_guest::GUESTS
         .iter()
-        .filter(|suite| sleep_guest::SUITES.contains(&suite.name.as_str()))
-        .filter(wanted)
+        .map(|names| of_guest(names))
+        .filter(|suites| !suites.is_empty())
         .collect();
     if inside.is_empty() && driven.is_empty() {
         bail!("no test of the guests has a name like that");
@@ -89,9 +95,9 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
     let outcomes = thread::scope(|scope| {
         let others: Vec<_> = driven
             .into_iter()
-            .map(|suite| {
+            .map(|suites| {
                 let root = &root;
-                scope.spawn(move || sleep_guest::run(workspace, root, suite, &arguments.filters, deadline))
+                scope.spawn(move || sleep_guest::run(workspace, root, &suites, &arguments.filters, deadline))
             })
             .collect();
         let first = if inside.is_empty() {

@@ -23,6 +23,8 @@ pub(crate) struct Settings<'a> {
     pub(crate) sleep: &'a str,
     /// Lines of `[wake_server]`; empty: there is none.
     pub(crate) wake_server: &'a str,
+    /// Lines of `[kubernetes]`; empty: pods do not count.
+    pub(crate) kubernetes: &'a str,
     /// Lines of a drop-in for the unit.
     pub(crate) unit: &'a str,
 }
@@ -37,6 +39,7 @@ impl Default for Settings<'_> {
             interfaces: &[ARMED],
             sleep: "",
             wake_server: "",
+            kubernetes: "",
             unit: "",
         }
     }
@@ -50,6 +53,7 @@ pub(crate) const EAGER: Settings<'_> = Settings {
     interfaces: &[ARMED],
     sleep: "",
     wake_server: "",
+    kubernetes: "",
     unit: "",
 };
 
@@ -86,7 +90,8 @@ impl<'a> Installation<'a> {
         // An emulated CPU is busy with anything; and what the trials do over the network is little.
         writeln!(
             toml,
-            "[activity_detection]\ncheck_pods = false\ncheck_cpu = false\nnetwork_threshold_bytes = 1000000\nnetwork_interfaces = [{}]",
+            "[activity_detection]\ncheck_pods = {}\ncheck_cpu = false\nnetwork_threshold_bytes = 1000000\nnetwork_interfaces = [{}]",
+            !settings.kubernetes.is_empty(),
             interfaces.join(", ")
         )
         .unwrap();
@@ -97,8 +102,8 @@ impl<'a> Installation<'a> {
         .unwrap();
         writeln!(
             toml,
-            "[sleep]\n{}\n[wake_server]\n{}",
-            settings.sleep, settings.wake_server
+            "[sleep]\n{}\n[wake_server]\n{}\n[kubernetes]\n{}",
+            settings.sleep, settings.wake_server, settings.kubernetes
         )
         .unwrap();
         self.bed
