@@ -96,6 +96,23 @@ fn who_does_not_wait_for_leave_calls_the_drain_off() {
 }
 
 #[test]
+fn a_wake_calls_the_drain_off() {
+    on_cluster(|cluster| async move {
+        let folder = tempfile::tempdir().unwrap();
+        cluster.node("w1").await;
+        cluster.pod(pod("stuck").on("w1")).await;
+        let server = WakeServer::start(&cluster, folder.path()).await;
+        let wanted = async {
+            cluster.until("w1 is cordoned", || cluster.is_cordoned("w1")).await;
+            server.hub.wake("w1", false).unwrap();
+        };
+        let (why, ()) = tokio::join!(server.refusal("w1"), wanted);
+        assert_eq!(why, "it is wanted awake");
+        is_back(&cluster, "w1").await;
+    });
+}
+
+#[test]
 fn leave_that_is_handed_back_is_taken_back() {
     on_cluster(|cluster| async move {
         let folder = tempfile::tempdir().unwrap();

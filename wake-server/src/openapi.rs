@@ -277,6 +277,10 @@ fn guarded(summary: &str) -> OperationBuilder {
         .response("400", answer::<Problem>("The request is not understood."))
         .response("401", answer::<Problem>("The token is missing or wrong."))
         .response(
+            "503",
+            later("This server does not act for its cluster, and the one that does cannot be asked."),
+        )
+        .response(
             "403",
             answer::<Problem>("Not for this network, or from a page of another site."),
         )

@@ -307,6 +307,11 @@ impl Permission {
         }
     }
 
+    /// Whether what is done for a node's sleep has no use any more: it is wanted awake.
+    pub fn is_called_off(&self, node: &NodeName) -> bool {
+        self.grants.get(node).is_none_or(|grant| grant.is_revoked)
+    }
+
     /// The leave that a node has.
     pub fn grant(&self, node: &NodeName, now: Moment) -> Option<u64> {
         let grant = self.grants.get(node)?;

@@ -279,6 +279,9 @@ impl Hub {
         let mut asked = FuturesUnordered::new();
         loop {
             kubernetes.require_acting()?;
+            if self.known().permission.is_called_off(name) {
+                return Err(Obstacle::soon("it is wanted awake"));
+            }
             for action in drain.step(Moment::now()) {
                 let cluster = &kubernetes.cluster;
                 asked.push(
