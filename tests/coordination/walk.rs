@@ -28,6 +28,12 @@ enum Step {
         node: usize,
         then_sleeps: bool,
     },
+    /// The same, and something happens so many milliseconds later, in the middle of it.
+    AsksWhile {
+        node: usize,
+        after: u64,
+        event: Event,
+    },
     /// The scheduler binds a pod, if the node is not cordoned.
     PodArrives(usize),
     AdministratorCordons(usize, bool),
@@ -43,9 +49,24 @@ enum Step {
     Passes(u64),
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    AgentDies,
+    ServerDies,
+    AdministratorCordons(bool),
+    BudgetAppears,
+}
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let node = 0..NODES.len();
+    let event = prop_oneof![
+        2 => Just(Event::AgentDies),
+        2 => Just(Event::ServerDies),
+        2 => any::<bool>().prop_map(Event::AdministratorCordons),
+        1 => Just(Event::BudgetAppears),
+    ];
     let step = prop_oneof![
+        4 => (node.clone(), 0..400_u64, event).prop_map(|(node, after, event)| Step::AsksWhile { node, after, event }),
         5 => (node.clone(), any::<bool>()).prop_map(|(node, then_sleeps)| Step::Asks { node, then_sleeps }),
         3 => node.clone().prop_map(Step::PodArrives),
         3 => (node.clone(), any::<bool>()).prop_map(|(node, cordons)| Step::AdministratorCordons(node, cordons)),
@@ -80,6 +101,9 @@ impl Walk<'_> {
             Step::Asks { node, then_sleeps } if !self.nodes[NODES[node]].sleeps => {
                 self.asks(NODES[node], then_sleeps).await;
             }
+            Step::AsksWhile { node, after, event } if !self.nodes[NODES[node]].sleeps => {
+                self.asks_while(NODES[node], Duration::from_millis(after), event).await;
+            }
             Step::PodArrives(node) => {
                 let node = NODES[node];
                 if !self.nodes[node].sleeps && !self.cluster.is_cordoned(node).await {
@@ -94,23 +118,65 @@ impl Walk<'_> {
                     self.nodes.get_mut(node).unwrap().administrator = Some(cordons);
                 }
             }
-            Step::BudgetAppears(node, allowed) => {
-                self.names += 1;
-                self.cluster
-                    .budget(&format!("b{}", self.names), NODES[node], allowed)
-                    .await;
-            }
-            Step::ServerRestarts => {
-                self.server.dies();
-                self.server = WakeServer::just_started(self.cluster, &self.store, settings()).await;
-            }
+            Step::BudgetAppears(node, allowed) => self.budget(NODES[node], allowed).await,
+            Step::ServerRestarts => self.server_restarts().await,
             Step::Resumes { node, agent_lives } if self.nodes[NODES[node]].sleeps => {
                 self.resumes(NODES[node], agent_lives);
             }
             Step::Passes(milliseconds) => sleep(Duration::from_millis(milliseconds)).await,
-            Step::Asks { .. } | Step::Resumes { .. } => {}
+            Step::Asks { .. } | Step::AsksWhile { .. } | Step::Resumes { .. } => {}
         }
         self.administrators_cordons_hold().await;
+    }
+
+    async fn budget(&mut self, node: &str, allowed: i32) {
+        self.names += 1;
+        self.cluster.budget(&format!("b{}", self.names), node, allowed).await;
+    }
+
+    async fn server_restarts(&mut self) {
+        self.server.dies();
+        self.server = WakeServer::just_started(self.cluster, &self.store, settings()).await;
+    }
+
+    /// Whatever comes of it, the node does not sleep.
+    async fn asks_while(&mut self, name: &'static str, after: Duration, event: Event) {
+        let leave = match event {
+            // Nobody hears the answer.
+            Event::AgentDies => {
+                let _unheard = timeout(after, self.server.asked(name)).await;
+                None
+            }
+            Event::ServerDies => {
+                let _unheard = timeout(after, self.server.asked(name)).await;
+                self.server_restarts().await;
+                None
+            }
+            Event::AdministratorCordons(cordons) => {
+                let acts = async {
+                    sleep(after).await;
+                    self.cluster.kubectl_cordons(name, cordons).await
+                };
+                let (leave, changes) = tokio::join!(timeout(PATIENCE, self.server.asked(name)), acts);
+                if changes {
+                    self.nodes.get_mut(name).unwrap().administrator = Some(cordons);
+                }
+                leave.ok()
+            }
+            Event::BudgetAppears => {
+                self.names += 1;
+                let budget = format!("b{}", self.names);
+                let acts = async {
+                    sleep(after).await;
+                    self.cluster.budget(&budget, name, 0).await;
+                };
+                tokio::join!(timeout(PATIENCE, self.server.asked(name)), acts).0.ok()
+            }
+        };
+        if let Some(Leave::Granted { grant, .. }) = leave {
+            self.leaves += 1;
+            self.server.hub.hand_back(&name.parse().unwrap(), grant);
+        }
     }
 
     async fn asks(&mut self, name: &'static str, then_sleeps: bool) {
@@ -203,6 +269,21 @@ fn k7_k8_k9_k11_k13_walk_2() {
 #[test]
 fn k7_k8_k9_k11_k13_walk_3() {
     walk(3);
+}
+
+#[test]
+fn k7_k8_k9_k11_k13_walk_4() {
+    walk(4);
+}
+
+#[test]
+fn k7_k8_k9_k11_k13_walk_5() {
+    walk(5);
+}
+
+#[test]
+fn k7_k8_k9_k11_k13_walk_6() {
+    walk(6);
 }
 
 /// One walk, always the same for a number. It takes half a minute, most of it waiting.
