@@ -34,6 +34,7 @@ pub(crate) struct Arguments {}
 
 /// The verb.
 pub(crate) fn verb(workspace: &Workspace, _arguments: &Arguments) -> Result<ExitCode> {
+    let _busy = workspace.busy()?;
     let mut report = Report::default();
     // The agent embeds the object: without it nothing that depends on the agent can be checked.
     report.add("build-ebpf", build_ebpf::build(workspace).map(drop));
@@ -152,7 +153,16 @@ fn deny(workspace: &Workspace) -> Result<PathBuf> {
     }
     let mut install = workspace.cargo();
     install
-        .args(["install", "cargo-deny", "--locked", "--version", DENY_VERSION, "--root"])
+        // Built in a third of the time; it is run twice.
+        .args([
+            "install",
+            "cargo-deny",
+            "--debug",
+            "--locked",
+            "--version",
+            DENY_VERSION,
+            "--root",
+        ])
         .arg(workspace.tools())
         .env("CARGO_TARGET_DIR", workspace.tools().join("build"));
     step::run(workspace, "cargo-deny", "building cargo-deny", &mut install)?;

@@ -61,6 +61,7 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
         }
     }
     if arguments.guest && complete {
+        let _busy = workspace.busy()?;
         image::root(workspace)?;
         println!("guest for `vm-test`: complete");
     }

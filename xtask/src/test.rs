@@ -48,7 +48,8 @@ const POLL: Duration = Duration::from_millis(100);
 /// programs into the running kernel and make network namespaces: they are started as root, or with sudo if it can be asked. Without
 /// root their tests are listed as not run, and counted as skipped. They touch nothing outside their own namespaces but loopback.
 ///
-/// Suites of the wake server that need no root run beside those of the agent; their lines begin with their name.
+/// Suites of the wake server that need no root run beside those of the agent; their lines begin with their name. Suites that need root wait
+/// for a `cargo xtask check` beside them to end.
 ///
 /// All suites run, also after a failure; one that takes longer than 10 minutes is ended and counts as failed. The last line is the sum: `12 passed, 0 failed, 3 skipped`. Exit code 1 if any failed.
 #[derive(clap::Args)]
@@ -99,6 +100,8 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
             report.fail("privileged tests", &why);
         }
     } else {
+        // Some compare with what else the machine does.
+        let _quiet = workspace.quiet()?;
         for suite in privileged {
             privilege.obtain(&format!(
                 "to run the tests of `{}`, which load eBPF programs",

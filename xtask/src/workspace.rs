@@ -3,6 +3,7 @@
 use std::{
     env,
     ffi::OsString,
+    fs::File,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -58,6 +59,31 @@ impl Workspace {
             root: folder("workspace_root")?,
             target: folder("target_directory")?,
         })
+    }
+
+    /// Says that the CPUs are kept busy, for as long as the file is open. Waits while tests need them quiet.
+    pub(crate) fn busy(&self) -> Result<File> {
+        let file = self.quiet_file()?;
+        if file.try_lock_shared().is_err() {
+            eprintln!("waiting for tests of this tree that need the machine quiet ..");
+            file.lock_shared().context("lock the target folder")?;
+        }
+        Ok(file)
+    }
+
+    /// Waits until nothing of this tree keeps the CPUs busy; nothing does for as long as the file is open.
+    pub(crate) fn quiet(&self) -> Result<File> {
+        let file = self.quiet_file()?;
+        if file.try_lock().is_err() {
+            eprintln!("waiting for what keeps the CPUs busy beside (`cargo xtask check`) ..");
+            file.lock().context("lock the target folder")?;
+        }
+        Ok(file)
+    }
+
+    fn quiet_file(&self) -> Result<File> {
+        let path = self.target.join("xtask-quiet");
+        File::create(&path).with_context(|| format!("write {}", path.display()))
     }
 
     /// The eBPF object the agent embeds.
