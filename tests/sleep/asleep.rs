@@ -105,19 +105,11 @@ fn twenty_cycles_leak_nothing() {
         let status = agent.status_when("told of the wake", |status| status["sleep"]["wakes"] == cycle);
         added.push(status["sleep"]["last"]["added_ms"].as_f64().unwrap());
         if cycle == WARM_UP {
-            before = Some(footprint(&mut agent, pid));
+            before = Some(settled(&mut agent, pid));
         }
     }
     let before = before.unwrap();
-    // It may be looking at /proc just then.
-    let mut after = footprint(&mut agent, pid);
-    for _ in 0..10 {
-        if after.descriptors <= before.descriptors && after.kernel == before.kernel {
-            break;
-        }
-        thread::sleep(Duration::from_secs(1));
-        after = footprint(&mut agent, pid);
-    }
+    let after = settled(&mut agent, pid);
     assert_eq!(agent.pid(), pid, "the agent was started again");
     assert_eq!(agent.bed.qmp.suspends(), suspends + CYCLES);
     assert_eq!(agent.status()["sleep"]["sleeps"], CYCLES);
@@ -141,6 +133,24 @@ fn twenty_cycles_leak_nothing() {
         added[added.len() / 2],
         added[added.len() - 1]
     );
+}
+
+/// The least of several looks: it may be looking at /proc just then.
+fn settled(agent: &mut Installation<'_>, pid: u32) -> Footprint {
+    const LOOKS: usize = 6;
+    let mut least = footprint(agent, pid);
+    for _ in 1..LOOKS {
+        thread::sleep(Duration::from_secs(1));
+        let look = footprint(agent, pid);
+        least.descriptors = least.descriptors.min(look.descriptors);
+        least.anonymous_kib = least.anonymous_kib.min(look.anonymous_kib);
+        least.rss_kib = least.rss_kib.min(look.rss_kib);
+        for (kind, held) in look.kernel {
+            let count = least.kernel.entry(kind).or_default();
+            *count = held.min(*count);
+        }
+    }
+    least
 }
 
 fn footprint(agent: &mut Installation<'_>, pid: u32) -> Footprint {

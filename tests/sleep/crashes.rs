@@ -1,6 +1,6 @@
 //! The agent dies in each step of an attempt to sleep: the next one undoes what is left of it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use crate::vm::{
     bed::{NAP, bed},
@@ -91,7 +91,8 @@ fn die_in(agent: &mut Installation<'_>, steps: &[&str]) -> String {
             std::thread::sleep(NAP);
             agent.bed.wake();
         }
-        if let Some(killed) = agent.bed.channel.ended("trial-assassin") {
+        // It may fall asleep between the look and the question.
+        if let Some(killed) = agent.bed.channel.ended("trial-assassin", Duration::from_secs(1)) {
             break killed;
         }
     };

@@ -101,12 +101,12 @@ impl Channel {
         ));
     }
 
-    /// How a started script ended, if it has.
-    pub(crate) fn ended(&mut self, name: &str) -> Option<Output> {
-        let answer = self.run(
+    /// How a started script ended, if it has and the guest says so within a time.
+    pub(crate) fn ended(&mut self, name: &str, within: Duration) -> Option<Output> {
+        let answer = self.attempt(
             &format!("test -f /run/{name}.status && cat /run/{name}.status /run/{name}.out"),
-            SHORT,
-        );
+            within,
+        )?;
         let (status, text) = answer.text.split_once('\n').filter(|_| answer.status == 0)?;
         Some(Output {
             status: status.parse().unwrap(),
@@ -118,7 +118,7 @@ impl Channel {
     pub(crate) fn finish(&mut self, name: &str, within: Duration) -> Output {
         let mut output = None;
         wait_until(within, || {
-            output = self.ended(name);
+            output = self.ended(name, SHORT);
             output.is_some()
         });
         output.unwrap_or_else(|| panic!("{name} has not ended within {within:?}"))
