@@ -6,6 +6,8 @@
 #[expect(dead_code, reason = "other suites use more of it")]
 #[path = "support/cluster.rs"]
 mod cluster;
+#[path = "coordination/control_plane.rs"]
+mod control_plane;
 #[path = "support/crowd.rs"]
 mod crowd;
 #[path = "coordination/demand.rs"]

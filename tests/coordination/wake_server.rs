@@ -83,6 +83,11 @@ impl WakeServer {
 
     /// The same, just started.
     pub(crate) async fn just_started(cluster: &Scene, folder: &Path, sleep: SleepSettings) -> Self {
+        Self::with_access(cluster.cluster.kubeconfig(), folder, sleep).await
+    }
+
+    /// The same, as whoever that access is of.
+    pub(crate) async fn with_access(kubeconfig: &Path, folder: &Path, sleep: SleepSettings) -> Self {
         let nodes = folder.join("nodes.toml");
         let node = |n: usize| {
             let role = if n == 0 { "master" } else { "worker" };
@@ -90,7 +95,7 @@ impl WakeServer {
         };
         fs::write(&nodes, (0..5).map(node).collect::<String>()).unwrap();
         let kubernetes = KubernetesSettings {
-            access: Access::Kubeconfig(cluster.cluster.kubeconfig().into()),
+            access: Access::Kubeconfig(kubeconfig.into()),
             ..KubernetesSettings::default()
         };
         let connection = Arc::new(Connection::new(&kubernetes).await.unwrap());

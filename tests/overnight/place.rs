@@ -8,10 +8,7 @@ use std::{fs, net::Ipv4Addr, path::Path, process::Command, thread, time::Duratio
 
 use kube::Client;
 use vmstation_agent::clock::BootTime;
-use vmstation_wake_server::{
-    cluster::rights::{NODE_LEASES, RIGHTS, Right, Scope},
-    permission::Terms,
-};
+use vmstation_wake_server::{cluster::rights::RIGHTS, permission::Terms};
 
 use crate::{
     cable::Cable,
@@ -75,7 +72,7 @@ impl Place {
             "hostname {NODE}; ip link set {LAN} up; ip address replace 192.0.2.2/24 dev {LAN}"
         ));
         let cluster = host.run(|| Cluster::fake_at(MASTER));
-        let rules: Vec<Rule> = RIGHTS.iter().map(rule).collect();
+        let rules: Vec<Rule> = RIGHTS.iter().map(Rule::of).collect();
         let of_server = lan::run(cluster.user("vmstation-wake-server", &rules));
         // As agent/kubernetes/rbac.yaml grants it.
         let reads = Rule::new(&[""], &["pods"], &["list", "watch"]);
@@ -164,20 +161,5 @@ demand_settle = \"1s\"
     pub(crate) fn kubelet_comes(&self) {
         self.kubelet.join(NODE);
         self.does(async |client| objects::set_ready(&client, NODE, true).await);
-    }
-}
-
-/// A right of the wake server as the fake takes it. That its manifest grants these is a test of that file.
-fn rule(right: &Right) -> Rule {
-    let resource = match right.subresource {
-        "" => right.resource.to_owned(),
-        subresource => format!("{}/{subresource}", right.resource),
-    };
-    let rule = Rule::new(&[right.group], &[&resource], &[right.verb]);
-    match right.scope {
-        Scope::Cluster => rule,
-        Scope::Ours => rule.within("kube-system"),
-        Scope::TheLease => rule.within("kube-system").named(&["vmstation-wake-server"]),
-        Scope::NodeLeases => rule.within(NODE_LEASES),
     }
 }

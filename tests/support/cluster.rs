@@ -1,7 +1,8 @@
 //! An API server for a trial: the real one where `KUBEBUILDER_ASSETS` names a folder with etcd and kube-apiserver, as envtest has them, and
 //! the fake otherwise. The same trial runs on both.
 //!
-//! Neither runs controllers, a scheduler or kubelets: what these would do a trial does itself, with [`objects`] and [`kubelet`].
+//! Neither runs controllers, a scheduler or kubelets: what these would do a trial does itself, with [`objects`] and [`kubelet`]. Where
+//! `kube-scheduler` and `kube-controller-manager` lie beside the real one, [`Cluster::with_control_plane`] runs them too.
 //! [`Cluster`] owns its folder and its processes; both end when it is dropped.
 
 #[path = "cluster/envtest.rs"]
@@ -52,6 +53,18 @@ impl Cluster {
             None => Server::Fake(KubeFake::start()),
         };
         Self::of(server, folder)
+    }
+
+    /// The real one with the real scheduler and controllers, if they are there.
+    pub(crate) fn with_control_plane() -> Option<Self> {
+        let assets = envtest::control_plane()?;
+        let folder = folder();
+        let server = Server::Real(Box::new(Envtest::start(&assets, folder.path())));
+        let mut cluster = Self::of(server, folder);
+        if let Server::Real(real) = &mut cluster.server {
+            real.add_control_plane(&assets, &cluster.kubeconfig);
+        }
+        Some(cluster)
     }
 
     /// The fake in any case: for trials that order faults.

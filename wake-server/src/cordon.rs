@@ -14,9 +14,7 @@
 mod lease;
 mod reconcile;
 
-#[cfg(test)]
-use std::collections::BTreeMap;
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -54,6 +52,8 @@ const RECORD: [&str; 8] = [STATE, SINCE, BY, REASON, WAKE_MAC, GRANT, MOVED, COR
 
 /// Controllers whose pods were moved that a record names at most.
 const MOST_MOVED: usize = 100;
+/// A controller's kind, name and UID, and how many of its pods were moved.
+type Moved = (String, String, String, u8);
 /// Characters of a reason that are kept.
 const REASON_LENGTH: usize = 256;
 
@@ -85,8 +85,8 @@ pub struct Record {
     pub wake_mac: Option<MacAddr>,
     /// Number of its leave.
     pub grant: Option<u64>,
-    /// UIDs of the controllers whose pods were moved for this sleep (fault K15), with their kinds and names.
-    pub moved: Vec<Controller>,
+    /// Controllers whose pods were moved for this sleep (fault K15), and how many of each.
+    pub moved: BTreeMap<Controller, u8>,
 }
 
 /// Whose a cordon is.
@@ -126,8 +126,8 @@ impl Record {
     pub fn of(node: &ClusterNode) -> Result<Option<Self>, UnknownState> {
         let said = |key| node.annotations.get(key);
         let Some(state) = said(STATE) else { return Ok(None) };
-        let moved = said(MOVED).and_then(|text| serde_json::from_str::<Vec<[String; 3]>>(text).ok());
-        let controller = |[kind, name, uid]: [String; 3]| Controller { kind, name, uid };
+        let moved = said(MOVED).and_then(|text| serde_json::from_str::<Vec<Moved>>(text).ok());
+        let controller = |(kind, name, uid, pods)| (Controller { kind, name, uid }, pods);
         Ok(Some(Self {
             state: state.parse()?,
             since: said(SINCE).and_then(|text| text.parse().ok()),
@@ -187,14 +187,14 @@ pub fn claim(node: &ClusterNode, claim: &Claim<'_>) -> Value {
 }
 
 /// Its leave is on record, and whose pods were moved for it.
-pub fn grant(node: &ClusterNode, number: u64, moved: &[Controller], claim: &Claim<'_>) -> Value {
+pub fn grant(node: &ClusterNode, number: u64, moved: &BTreeMap<Controller, u8>, claim: &Claim<'_>) -> Value {
     let mut patch = Patch::of(node);
     patch.state(PowerState::Granted, claim);
     patch.annotation(GRANT, Some(number.to_string()));
     let moved: Vec<_> = moved
         .iter()
         .take(MOST_MOVED)
-        .map(|controller| [&controller.kind, &controller.name, &controller.uid])
+        .map(|(controller, pods)| (&controller.kind, &controller.name, &controller.uid, pods))
         .collect();
     patch.annotation(MOVED, (!moved.is_empty()).then(|| json!(moved).to_string()));
     patch.value()

@@ -22,6 +22,9 @@ use crate::{
     workload::{ClusterNode, Pod, PodId},
 };
 
+/// How long after its node fell asleep a pod may have been made in the place of one that was evicted: some controllers wait for its end.
+const MADE_AGAIN: Duration = Duration::from_secs(60);
+
 /// How demand wakes nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DemandPolicy {
@@ -89,8 +92,8 @@ pub struct Sleeper {
     pub since: Timestamp,
     /// Whose its cordon is.
     pub cordon: OursOrNot,
-    /// UIDs of the controllers whose pods were evicted when it went to sleep.
-    pub moved: BTreeSet<String>,
+    /// How many pods were evicted when it went to sleep, by the UIDs of their controllers.
+    pub moved: BTreeMap<String, u8>,
     /// Whether it is being woken.
     pub wake: WakeState,
 }
@@ -124,7 +127,7 @@ pub enum NoWake {
     Settling,
     /// It is bound, finished or being deleted.
     Gone,
-    /// Our own drain moved it away from this node (fault K15).
+    /// It stands for one that was moved away from this node for its sleep (fault K15).
     Moved(NodeName),
     /// It fits this node, which is awake: the scheduler's business.
     FitsAwake(NodeName),
@@ -193,8 +196,9 @@ impl Demand {
         self.forget(world, now);
         let mut decision = Decision::default();
         let mut eager: Vec<&Pod> = Vec::new();
+        let mut places = places(world);
         for pod in by_priority(&world.pending) {
-            match self.reluctance(pod, world, now) {
+            match self.reluctance(pod, &mut places, now) {
                 Some(why) => decision.waiting.push((pod.id.clone(), why)),
                 None => eager.push(pod),
             }
@@ -258,7 +262,7 @@ impl Demand {
     }
 
     /// Why a pod is not even to be looked at.
-    fn reluctance(&self, pod: &Pod, world: &World, now: Timestamp) -> Option<NoWake> {
+    fn reluctance(&self, pod: &Pod, places: &mut Places<'_>, now: Timestamp) -> Option<NoWake> {
         if pod.node.is_some() || pod.is_finished() || pod.is_terminating {
             return Some(NoWake::Gone);
         }
@@ -268,14 +272,10 @@ impl Demand {
         if !has_passed(since, self.policy.settle, now) {
             return Some(NoWake::Settling);
         }
-        if let (MovedPods::Wait, Some(controller)) = (self.policy.moved, &pod.controller) {
-            let moved = world
-                .sleeping
-                .iter()
-                .filter(|sleeper| sleeper.moved.contains(&controller.uid));
-            if let Some(name) = moved.map(|sleeper| &sleeper.node.name).min_by_key(|name| name.as_str()) {
-                return Some(NoWake::Moved(name.clone()));
-            }
+        if self.policy.moved == MovedPods::Wait
+            && let Some(name) = moved_from(pod, places)
+        {
+            return Some(NoWake::Moved(name.clone()));
         }
         match (pod.needs.judgement(), self.policy.doubtful) {
             (Judgement::Sure, DoubtfulPods::Wake | DoubtfulPods::Wait) => None,
@@ -372,6 +372,44 @@ fn best(candidates: &[Candidate<'_>], pod: &Pod, eager: &[&Pod]) -> Option<usize
 fn no_fit(pod: &Pod, candidates: &[Candidate<'_>]) -> NoWake {
     let why = |candidate: &Candidate<'_>| Some((candidate.room.name.clone(), fits(&pod.needs, &candidate.room).err()?));
     NoWake::NoFit(candidates.iter().filter_map(why).collect())
+}
+
+/// Of each controller, what its pending pods may stand for: one pod that was moved for a sleep each.
+type Places<'a> = BTreeMap<&'a str, Vec<Place<'a>>>;
+
+/// Where a pod was that was moved.
+struct Place<'a> {
+    node: &'a NodeName,
+    /// What was made later does not stand for it: more pods are wanted, or the node that it was moved to is gone.
+    until: Option<Timestamp>,
+}
+
+/// Where pods were that were evicted for a sleep, and where those are that slept with their node: Kubernetes deletes them when it has not
+/// answered for some minutes, others are made, and they themselves stay until their kubelet is back.
+fn places(world: &World) -> Places<'_> {
+    let mut places = Places::new();
+    for sleeper in &world.sleeping {
+        let node = &sleeper.node.name;
+        for (controller, pods) in &sleeper.moved {
+            let until = sleeper.since.checked_add(MADE_AGAIN).ok();
+            let evicted = (0..*pods).map(|_| Place { node, until });
+            places.entry(controller.as_str()).or_default().extend(evicted);
+        }
+        let gone = sleeper.pods.iter().filter(|pod| pod.is_terminating);
+        for controller in gone.filter_map(|pod| pod.controller.as_ref()) {
+            let place = Place { node, until: None };
+            places.entry(&controller.uid).or_default().push(place);
+        }
+    }
+    places
+}
+
+/// The place of the pod that this one stands for, which is taken then.
+fn moved_from<'a>(pod: &Pod, places: &mut Places<'a>) -> Option<&'a NodeName> {
+    let places = places.get_mut(pod.controller.as_ref()?.uid.as_str())?;
+    let is_older = |until| pod.created.is_none_or(|created| created <= until);
+    let stood_for = places.iter().position(|place| place.until.is_none_or(is_older))?;
+    Some(places.remove(stood_for).node)
 }
 
 fn by_priority(pods: &[Pod]) -> Vec<&Pod> {

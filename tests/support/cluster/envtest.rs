@@ -1,6 +1,7 @@
-//! The real API server on its own etcd, as envtest starts them: on loopback, with certificates of its own, RBAC, and nothing else running.
+//! The real API server on its own etcd, as envtest starts them: on loopback, with certificates of its own, RBAC, and nothing else running;
+//! or with the real scheduler and controllers as well, where they lie beside it.
 //!
-//! [`Envtest`] owns both processes and ends them when dropped.
+//! [`Envtest`] owns the processes and ends them when dropped.
 
 use std::{
     env, fs,
@@ -23,6 +24,11 @@ use vmstation_agent::clock::BootTime;
 
 use super::{kube_fake::Rule, objects};
 
+const CONTROL_PLANE: [&str; 2] = ["kube-scheduler", "kube-controller-manager"];
+
+/// How long pods stay on a node that does not answer. 5 minutes in a cluster.
+const TOLERATION: &str = "5";
+
 const ADMIN: &str = "envtest-administrator";
 
 /// How long the server may take to be ready: it ends a trial that hangs.
@@ -37,10 +43,15 @@ pub(super) fn assets() -> Option<PathBuf> {
     has_all.then_some(folder)
 }
 
-/// etcd and kube-apiserver.
+/// The same, if the scheduler and the controllers are there too.
+pub(super) fn control_plane() -> Option<PathBuf> {
+    assets().filter(|folder| CONTROL_PLANE.iter().all(|program| folder.join(program).is_file()))
+}
+
+/// etcd and kube-apiserver, and what else was started.
 pub(super) struct Envtest {
-    etcd: Child,
-    server: Child,
+    /// In the order of their start.
+    processes: Vec<Child>,
     port: u16,
     folder: PathBuf,
     authority: Issuer<'static, KeyPair>,
@@ -90,19 +101,40 @@ impl Envtest {
             .arg("--service-cluster-ip-range=10.0.0.0/24")
             // Nobody makes the accounts of pods here.
             .arg("--disable-admission-plugins=ServiceAccount")
+            .arg(format!("--default-not-ready-toleration-seconds={TOLERATION}"))
+            .arg(format!("--default-unreachable-toleration-seconds={TOLERATION}"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(folder.join("kube-apiserver.log")).unwrap())
             .spawn();
         let mut started = Self {
-            etcd,
-            server: server.unwrap(),
+            processes: vec![etcd, server.unwrap()],
             port,
             folder,
             authority,
         };
         started.wait();
         started
+    }
+
+    /// Starts the scheduler and all controllers, which find out within seconds that a kubelet is gone; with the access in `kubeconfig`.
+    pub(super) fn add_control_plane(&mut self, assets: &Path, kubeconfig: &Path) {
+        for program in CONTROL_PLANE {
+            let [port, ..] = free_ports();
+            let mut command = Command::new(assets.join(program));
+            command
+                .arg(format!("--kubeconfig={}", kubeconfig.display()))
+                .args(["--leader-elect=false", "--bind-address=127.0.0.1"])
+                .arg(format!("--secure-port={port}"))
+                .arg(format!("--cert-dir={}", self.folder.display()))
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(fs::File::create(self.folder.join(format!("{program}.log"))).unwrap());
+            if program == "kube-controller-manager" {
+                command.args(["--node-monitor-period=1s", "--node-monitor-grace-period=6s"]);
+            }
+            self.processes.push(command.spawn().unwrap());
+        }
     }
 
     pub(super) fn url(&self) -> String {
@@ -191,7 +223,7 @@ impl Envtest {
 
 impl Drop for Envtest {
     fn drop(&mut self) {
-        for child in [&mut self.server, &mut self.etcd] {
+        for child in self.processes.iter_mut().rev() {
             // It may be over already.
             let _ended = child.kill();
             let _reaped = child.wait();

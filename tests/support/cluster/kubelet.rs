@@ -1,4 +1,5 @@
-//! Plays the kubelets of some nodes: lets pods go that are being deleted, and renews Leases. Nothing else.
+//! Plays the kubelets of some nodes: lets pods go that are being deleted and, if it is told to, renews Leases, runs pods and says that its
+//! nodes are ready. Nothing else.
 //!
 //! [`Kubelet`] owns a thread with a client of its own, which asks under [`AGENT`]; it ends when dropped. It never makes a pod or a node.
 
@@ -9,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client, Config,
     api::{DeleteParams, ListParams},
@@ -38,6 +39,7 @@ struct Orders {
     takes: Duration,
     stuck: BTreeSet<(String, String)>,
     renews: bool,
+    runs: bool,
     is_over: bool,
 }
 
@@ -49,6 +51,7 @@ impl Kubelet {
             takes: Duration::ZERO,
             stuck: BTreeSet::new(),
             renews: false,
+            runs: false,
             is_over: false,
         }));
         let kubeconfig = cluster.kubeconfig().to_owned();
@@ -94,6 +97,11 @@ impl Kubelet {
         locked(&self.orders).renews = renews;
     }
 
+    /// Whether it runs the pods that are bound to its nodes, and says that these are ready.
+    pub(crate) fn run_pods(&self, runs: bool) {
+        locked(&self.orders).runs = runs;
+    }
+
     /// The node's kubelet stops, as with a node that sleeps.
     pub(crate) fn leave(&self, node: &str) {
         locked(&self.orders).nodes.remove(node);
@@ -122,12 +130,18 @@ async fn work(client: &Client, orders: &Mutex<Orders>) {
     let mut renewed: Option<BootTime> = None;
     let mut ending: Vec<(String, BootTime)> = Vec::new();
     loop {
-        let (nodes, takes, stuck, renews) = {
+        let (nodes, takes, stuck, renews, runs) = {
             let orders = locked(orders);
             if orders.is_over {
                 return;
             }
-            (orders.nodes.clone(), orders.takes, orders.stuck.clone(), orders.renews)
+            (
+                orders.nodes.clone(),
+                orders.takes,
+                orders.stuck.clone(),
+                orders.renews,
+                orders.runs,
+            )
         };
         let now = BootTime::now();
         if renews && renewed.is_none_or(|renewed| now.since(renewed) >= RENEWED_EVERY) {
@@ -135,6 +149,9 @@ async fn work(client: &Client, orders: &Mutex<Orders>) {
                 objects::renew_lease(client, node).await;
             }
             renewed = Some(now);
+            if runs {
+                say_ready(client, &nodes).await;
+            }
         }
         // A server that a trial makes fail is asked again.
         let pods = Api::<Pod>::all(client.clone()).list(&ListParams::default()).await;
@@ -146,6 +163,9 @@ async fn work(client: &Client, orders: &Mutex<Orders>) {
             let (Some(namespace), Some(name), Some(uid)) = (&metadata.namespace, &metadata.name, &metadata.uid) else {
                 continue;
             };
+            if is_ours && runs && metadata.deletion_timestamp.is_none() && !objects::is_ready(pod) {
+                objects::set_phase(client, namespace, name, "Running", true).await;
+            }
             if !is_ours || metadata.deletion_timestamp.is_none() || stuck.contains(&(namespace.clone(), name.clone())) {
                 continue;
             }
@@ -164,5 +184,21 @@ async fn work(client: &Client, orders: &Mutex<Orders>) {
             }
         }
         tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// Of those that are taken for something else.
+async fn say_ready(client: &Client, nodes: &BTreeSet<String>) {
+    for node in nodes {
+        let Ok(found) = Api::<Node>::all(client.clone()).get(node).await else {
+            continue;
+        };
+        let conditions = found.status.and_then(|status| status.conditions).unwrap_or_default();
+        if !conditions
+            .iter()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+        {
+            objects::set_ready(client, node, true).await;
+        }
     }
 }

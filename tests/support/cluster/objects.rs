@@ -307,6 +307,13 @@ pub(crate) async fn set_phase(client: &Client, namespace: &str, name: &str, phas
     status_of_pod(client, namespace, name, "kubelet", status).await
 }
 
+/// Whether its kubelet says that it is ready.
+pub(crate) fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
 /// Says as the scheduler that the pod fits no node.
 pub(crate) async fn mark_unschedulable(client: &Client, namespace: &str, name: &str) -> Pod {
     let condition = json!({

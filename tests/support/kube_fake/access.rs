@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use vmstation_wake_server::cluster::rights::{Right, Scope};
 
 use super::{
     refusal::Refusal,
@@ -34,6 +35,21 @@ impl Rule {
             resources: owned(resources),
             names: Vec::new(),
             verbs: owned(verbs),
+        }
+    }
+
+    /// A right of the wake server. That its manifest grants these is a test of that file.
+    pub(crate) fn of(right: &Right) -> Self {
+        let resource = match right.subresource {
+            "" => right.resource.to_owned(),
+            subresource => format!("{}/{subresource}", right.resource),
+        };
+        let rule = Self::new(&[right.group], &[&resource], &[right.verb]);
+        match right.scope {
+            Scope::Cluster => rule,
+            Scope::Ours => rule.within("kube-system"),
+            Scope::TheLease => rule.within("kube-system").named(&["vmstation-wake-server"]),
+            Scope::NodeLeases => rule.within("kube-node-lease"),
         }
     }
 

@@ -164,11 +164,12 @@ fn others_taints_stay_as_they_are() {
 
 #[test]
 fn a_record_is_read_as_it_was_written() {
-    let moved = vec![Controller {
+    let controller = Controller {
         kind: "ReplicaSet".into(),
         name: "web-1".into(),
         uid: "r1".into(),
-    }];
+    };
+    let moved = [(controller, 2)].into();
     let claimed = ours(&node(), &claim(&node(), &said()));
     let granted = ours(&claimed, &grant(&claimed, 42, &moved, &said()));
     let record = Record::of(&granted).unwrap().unwrap();
@@ -427,7 +428,7 @@ proptest! {
             node = match step {
                 Happens::Claim if record.is_none() => ours(&node, &claim(&node, &said())),
                 Happens::Grant if record.as_ref().is_some_and(|record| record.state == PowerState::Draining) => {
-                    ours(&node, &grant(&node, 1, &[], &said()))
+                    ours(&node, &grant(&node, 1, &[].into(), &said()))
                 }
                 Happens::Asleep if record.is_some() => ours(&node, &asleep(&node, &said())),
                 Happens::Claim | Happens::Grant | Happens::Asleep => node,

@@ -106,16 +106,23 @@ fn a_pod_counts_only_when_the_scheduler_has_refused_it_for_a_while() {
     );
 }
 
+fn of_a_set(name: &str) -> Pod {
+    Pod {
+        controller: Some(Controller {
+            kind: "ReplicaSet".to_owned(),
+            name: "r".to_owned(),
+            uid: "r".to_owned(),
+        }),
+        ..pod(name, 1)
+    }
+}
+
 #[test]
 fn k15_pods_that_our_own_drain_evicted_wake_nothing_unless_configured() {
-    let mut moved = pod("p", 1);
-    moved.controller = Some(Controller {
-        kind: "ReplicaSet".to_owned(),
-        name: "r".to_owned(),
-        uid: "r".to_owned(),
-    });
+    let mut moved = of_a_set("p");
+    moved.created = Some(at(59));
     let mut asleep = sleeper("a", 600, 1);
-    asleep.moved = ["r".to_owned()].into();
+    asleep.moved = [("r".to_owned(), 1)].into();
     let world = world(vec![moved.clone()], &[], vec![asleep, sleeper("b", 600, 1)]);
     assert_eq!(
         decide(&world).waiting,
@@ -127,6 +134,38 @@ fn k15_pods_that_our_own_drain_evicted_wake_nothing_unless_configured() {
         ..DemandPolicy::default()
     };
     assert_eq!(Demand::new(policy).decide(&world, at(1000)).wake.len(), 1);
+}
+
+#[test]
+fn more_pods_of_a_set_that_was_moved_are_demand() {
+    let mut asleep = sleeper("a", 600, 1);
+    asleep.moved = [("r".to_owned(), 1)].into();
+    let mut later = of_a_set("p");
+    later.created = Some(at(62));
+    let world = |pending| world(pending, &[], vec![asleep.clone()]);
+    assert_eq!(woken(&decide(&world(vec![later]))), ["a"]);
+    // Of two that were made at the time, one stands for the one that was moved.
+    let decision = decide(&world(vec![of_a_set("p"), of_a_set("q")]));
+    assert_eq!(decision.wake[0].pods, [pod("q", 1).id]);
+}
+
+#[test]
+fn k15_pods_in_the_place_of_those_that_sleep_with_their_node_wake_nothing() {
+    let gone = |name| Pod {
+        is_terminating: true,
+        ..of_a_set(name)
+    };
+    let made = |name| Pod {
+        created: Some(at(900)),
+        ..of_a_set(name)
+    };
+    let mut asleep = sleeper("a", 600, 1);
+    asleep.pods = vec![gone("p"), gone("q"), of_a_set("r")];
+    let world = |pending| world(pending, &[], vec![asleep.clone()]);
+    let decision = decide(&world(vec![made("s"), made("t")]));
+    assert!(decision.wake.is_empty(), "{decision:?}");
+    let decision = decide(&world(vec![made("s"), made("t"), made("u")]));
+    assert_eq!(decision.wake[0].pods, [made("u").id]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! One drain, from the cordon to an empty node.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     time::Duration,
@@ -83,8 +83,8 @@ pub struct Drain {
     seed: u64,
     /// When the last pod left, or was let go.
     changed: Moment,
-    /// Whose pods were evicted.
-    moved: BTreeSet<Controller>,
+    /// Whose pods were evicted, and how many.
+    moved: BTreeMap<Controller, u8>,
     /// What was in the way last.
     trouble: Option<String>,
     ended: Option<Ended>,
@@ -120,7 +120,7 @@ impl Drain {
             list: List::Due { at: now },
             seed,
             changed: now,
-            moved: BTreeSet::new(),
+            moved: BTreeMap::new(),
             trouble: None,
             ended: None,
         }
@@ -259,9 +259,9 @@ impl Drain {
         self.ended.as_ref()
     }
 
-    /// Controllers whose pods were evicted, each once.
-    pub fn moved(&self) -> Vec<Controller> {
-        self.moved.iter().cloned().collect()
+    /// Controllers whose pods were evicted, and how many of each (255: or more).
+    pub fn moved(&self) -> &BTreeMap<Controller, u8> {
+        &self.moved
     }
 
     fn has_left(&mut self, pod: &PodId, now: Moment) {
@@ -269,8 +269,10 @@ impl Drain {
         let planned = self.plan.to_move.iter().find(|planned| planned.id == *pod);
         // Nothing is made in the place of one that is finished.
         let planned = planned.filter(|planned| !planned.is_finished());
-        self.moved
-            .extend(planned.and_then(|planned| planned.controller.clone()));
+        if let Some(controller) = planned.and_then(|planned| planned.controller.clone()) {
+            let pods = self.moved.entry(controller).or_default();
+            *pods = pods.saturating_add(1);
+        }
     }
 
     /// The lowest priority of the pods that are there: it is their turn.

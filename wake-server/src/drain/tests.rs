@@ -313,7 +313,7 @@ fn k15_whose_pods_were_moved_is_known() {
     drain.answered(&id("a"), Outcome::Accepted, at(1));
     drain.answered(&id("b"), Outcome::Accepted, at(1));
     drain.answered(&id("left-by-itself"), Outcome::Gone, at(1));
-    assert_eq!(drain.moved(), [of("ReplicaSet")]);
+    assert_eq!(*drain.moved(), [(of("ReplicaSet"), 2)].into());
 }
 
 /// What the simulated API server does next.

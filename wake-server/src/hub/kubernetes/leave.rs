@@ -272,7 +272,12 @@ impl Hub {
     }
 
     /// Moves its pods; whose they were.
-    async fn drain(&self, kubernetes: &Kubernetes, name: &NodeName, plan: Plan) -> Result<Vec<Controller>, Obstacle> {
+    async fn drain(
+        &self,
+        kubernetes: &Kubernetes,
+        name: &NodeName,
+        plan: Plan,
+    ) -> Result<BTreeMap<Controller, u8>, Obstacle> {
         let begun = Moment::now();
         let seed = u64::try_from(wall_clock().as_nanosecond() & i128::from(u32::MAX)).unwrap_or_default();
         let mut drain = Drain::new(plan, self.sleep.pods.drain_deadline, seed, begun);
@@ -300,7 +305,7 @@ impl Hub {
             }
             match drain.ended() {
                 None => {}
-                Some(Ended::Empty) => return Ok(drain.moved()),
+                Some(Ended::Empty) => return Ok(drain.moved().clone()),
                 Some(ended @ (Ended::NewPods(_) | Ended::Never { .. } | Ended::OutOfTime { .. })) => {
                     let why = ended.to_string();
                     tracing::warn!(node = %name, why, "the node was not drained");
@@ -332,7 +337,7 @@ impl Hub {
         kubernetes: &Kubernetes,
         mut node: ClusterNode,
         grant: u64,
-        moved: &[Controller],
+        moved: &BTreeMap<Controller, u8>,
     ) -> Result<(), Obstacle> {
         let name = node.name.clone();
         for _ in 0..CLAIMS {

@@ -193,7 +193,11 @@ impl Hub {
                     };
                     world.sleeping.push(Sleeper {
                         since: record.since.unwrap_or_else(wall_clock),
-                        moved: record.moved.into_iter().map(|controller| controller.uid).collect(),
+                        moved: record
+                            .moved
+                            .into_iter()
+                            .map(|(controller, pods)| (controller.uid, pods))
+                            .collect(),
                         wake: if is_woken {
                             WakeState::UnderWay
                         } else {
