@@ -18,6 +18,8 @@ mod killed;
 mod like_kubectl;
 #[path = "coordination/load.rs"]
 mod load;
+#[path = "coordination/observer.rs"]
+mod observer;
 #[path = "coordination/refused.rs"]
 mod refused;
 #[path = "coordination/scene.rs"]

@@ -1,5 +1,6 @@
 //! Who gets no leave, and that his node is as it was.
 
+use vmstation_protocol::{Activity, Leave, Role};
 use vmstation_wake_server::config::Mode;
 
 use crate::{
@@ -168,6 +169,31 @@ fn k11_one_node_at_a_time() {
             Kubelet::start(&cluster, "w1", &[])
         };
         let _both = tokio::join!(first, second);
+    });
+}
+
+#[test]
+fn k11_a_node_counts_as_awake_once_it_is_in_use_again() {
+    on_cluster(|cluster| async move {
+        let folder = tempfile::tempdir().unwrap();
+        for node in ["w1", "w2"] {
+            cluster.node(node).await;
+        }
+        let mut settings = settings();
+        settings.min_awake = [(Role::Worker, 1)].into();
+        let server = WakeServer::with(&cluster, folder.path(), settings).await;
+        server.hears("w2", Activity::Busy, 0);
+        server.grant("w1").await;
+        server.hears("w1", Activity::Sleeping, 0);
+        cluster.until("asleep", || cluster.is_tainted("w1")).await;
+        // Its kubelet is not back.
+        server.hears("w1", Activity::Busy, 1);
+        let why = server.refusal("w2").await;
+        assert!(why.contains("0 other workers are awake and 1 have to be"), "{why}");
+        let _kubelet = Kubelet::start(&cluster, "w1", &[]);
+        cluster.until("released", || cluster.is_clean("w1")).await;
+        let leave = async || matches!(server.asked("w2").await, Leave::Granted { .. });
+        cluster.until("w2 has leave", leave).await;
     });
 }
 

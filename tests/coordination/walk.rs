@@ -8,16 +8,20 @@ use proptest::{
     test_runner::{RngAlgorithm, TestRng, TestRunner},
 };
 use tokio::time::{sleep, timeout};
-use vmstation_protocol::{Activity, Leave};
+use vmstation_protocol::{Activity, Leave, Role};
+use vmstation_wake_server::config::SleepSettings;
 
 use crate::{
     cluster::kubelet::Kubelet,
+    observer::Observer,
     on_cluster,
     scene::{Scene, pod},
     wake_server::{LEAVE, WakeServer, settings},
 };
 
 const NODES: [&str; 3] = ["w1", "w2", "w3"];
+/// `min_awake` of the workers.
+const AWAKE: usize = 1;
 /// An agent that waits for leave no longer than this.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -80,6 +84,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 struct Node {
     sleeps: bool,
+    /// It reports; as one that has died it does not before it asks again.
+    agent_lives: bool,
     resumes: u64,
     /// The administrator's last word, if it changed anything.
     administrator: Option<bool>,
@@ -87,6 +93,7 @@ struct Node {
 
 struct Walk<'a> {
     cluster: &'a Scene,
+    observer: Observer,
     kubelet: Kubelet,
     server: WakeServer,
     store: PathBuf,
@@ -97,6 +104,7 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     async fn step(&mut self, step: &Step) {
+        self.agents_report();
         match *step {
             Step::Asks { node, then_sleeps } if !self.nodes[NODES[node]].sleeps => {
                 self.asks(NODES[node], then_sleeps).await;
@@ -127,6 +135,14 @@ impl Walk<'_> {
             Step::Asks { .. } | Step::AsksWhile { .. } | Step::Resumes { .. } => {}
         }
         self.administrators_cordons_hold().await;
+        self.observer.all_held();
+    }
+
+    fn agents_report(&self) {
+        let awake = self.nodes.iter().filter(|(_, node)| !node.sleeps && node.agent_lives);
+        for (name, node) in awake {
+            self.server.hears(name, Activity::Busy, node.resumes);
+        }
     }
 
     async fn budget(&mut self, node: &str, allowed: i32) {
@@ -136,11 +152,13 @@ impl Walk<'_> {
 
     async fn server_restarts(&mut self) {
         self.server.dies();
-        self.server = WakeServer::just_started(self.cluster, &self.store, settings()).await;
+        self.server = WakeServer::just_started(self.cluster, &self.store, policy()).await;
+        self.agents_report();
     }
 
     /// Whatever comes of it, the node does not sleep.
     async fn asks_while(&mut self, name: &'static str, after: Duration, event: Event) {
+        self.nodes.get_mut(name).unwrap().agent_lives = true;
         let leave = match event {
             // Nobody hears the answer.
             Event::AgentDies => {
@@ -180,6 +198,7 @@ impl Walk<'_> {
     }
 
     async fn asks(&mut self, name: &'static str, then_sleeps: bool) {
+        self.nodes.get_mut(name).unwrap().agent_lives = true;
         // One that does not wait any longer breaks its connection.
         let Ok(Leave::Granted { grant, .. }) = timeout(PATIENCE, self.server.asked(name)).await else {
             return;
@@ -216,6 +235,7 @@ impl Walk<'_> {
         let node = self.nodes.get_mut(name).unwrap();
         node.sleeps = false;
         node.resumes += 1;
+        node.agent_lives = agent_lives;
         self.kubelet.join(name);
         if agent_lives {
             self.server.hears(name, Activity::Busy, node.resumes);
@@ -249,6 +269,9 @@ impl Walk<'_> {
         }
         // A reconciliation more changes nothing.
         sleep(2 * LEAVE).await;
+        self.observer.all_held();
+        println!("{} versions of Nodes", self.observer.versions());
+        assert!(self.observer.versions() > self.leaves, "nobody watched");
         for (name, node) in &self.nodes {
             let is_cordoned = self.cluster.is_cordoned(name).await;
             assert_eq!(is_cordoned, node.administrator == Some(true), "{name}");
@@ -286,6 +309,13 @@ fn k7_k8_k9_k11_k13_walk_6() {
     walk(6);
 }
 
+fn policy() -> SleepSettings {
+    SleepSettings {
+        min_awake: [(Role::Worker, AWAKE)].into(),
+        ..settings()
+    }
+}
+
 /// One walk, always the same for a number. It takes half a minute, most of it waiting.
 fn walk(number: u8) {
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[number; 32]);
@@ -296,16 +326,18 @@ fn walk(number: u8) {
         for node in NODES {
             cluster.node(node).await;
         }
-        let server = WakeServer::start(&cluster, folder.path()).await;
+        let server = WakeServer::with(&cluster, folder.path(), policy()).await;
         let kubelet = Kubelet::start(&cluster.cluster, &NODES);
         kubelet.renew_leases(true);
         let node = || Node {
             sleeps: false,
+            agent_lives: true,
             resumes: 0,
             administrator: None,
         };
         let mut walk = Walk {
             cluster: &cluster,
+            observer: Observer::start(cluster.cluster.client().await, &NODES, AWAKE).await,
             kubelet,
             server,
             store: folder.path().to_owned(),

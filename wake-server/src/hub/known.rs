@@ -35,7 +35,7 @@ pub(super) struct Known {
     pub(super) permission: Permission,
     /// Wakes under way.
     pub(super) wakes: BTreeMap<NodeName, WakeHandle>,
-    /// Nodes of the cluster that sleep by its word, which will say when they are ready again.
+    /// Nodes of the cluster that sleep by its word, which will say when they are ready again. Until then they are not in use.
     pub(super) sleepers: BTreeSet<NodeName>,
     /// Wakes of all, the last one and those before it that are not over.
     pub(super) all: Vec<WakeAllHandle>,
@@ -153,6 +153,8 @@ impl Known {
             let peers = self.nodes(Some(role)).into_iter().map(|peer| peer.name);
             peers
                 .filter(|peer| peer != node && self.presence.state(peer, now).0 == NodeState::Awake)
+                // Back, but not yet in use again.
+                .filter(|peer| !self.sleepers.contains(peer))
                 .collect()
         };
         Facts {
