@@ -1,7 +1,7 @@
 //! Whether a pod fits a node, by the rules of the scheduler. Pure: [`crate::cluster::reading`] makes the values of what the API server says.
 //!
 //! Resources, node selector, required node affinity, taints, host ports and the cordon are judged. What is not (pod affinity, spreading,
-//! volumes, claims of devices) is never passed over in silence: it is a [`Doubt`] of the pod, and a fit of such a pod is
+//! volumes, claims of devices, groups) is never passed over in silence: it is a [`Doubt`] of the pod, and a fit of such a pod is
 //! [`Fit::Doubtful`].
 
 pub mod affinity;
@@ -59,6 +59,8 @@ pub enum Doubt {
     Volume(String),
     /// Claims devices.
     Devices,
+    /// It is of the pod group of this name, which may be placed as a whole or not at all (since Kubernetes 1.35).
+    Group(String),
     /// Another scheduler than the cluster's own places it.
     Scheduler(String),
     /// An amount that cannot be read.
@@ -225,6 +227,7 @@ impl fmt::Display for Doubt {
             Doubt::Spread => write!(f, "asks to be spread"),
             Doubt::Volume(name) => write!(f, "has the volume {name}, which may be bound to a place"),
             Doubt::Devices => write!(f, "claims devices"),
+            Doubt::Group(name) => write!(f, "is of the pod group {name}, which may be placed as a whole"),
             Doubt::Scheduler(name) => write!(f, "is placed by the scheduler {name}"),
             Doubt::Amount { resource, text } => write!(f, "asks for {text:?} of {resource}, which is no amount"),
             Doubt::Operator(name) => write!(f, "has the unknown operator {name}"),

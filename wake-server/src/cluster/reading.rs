@@ -122,7 +122,7 @@ pub fn pod(pod: &v1::Pod) -> Result<Pod, ReadingError> {
         // A condition without a time has held since the pod was made, as far as is known.
         unschedulable_since: unscheduled
             .and_then(|condition| condition.last_transition_time.as_ref().map(|time| time.0).or(created)),
-        needs: needs::of(spec),
+        needs: needs::of(spec, status),
     })
 }
 

@@ -112,7 +112,7 @@ fn finished_pods_leave_their_room() {
 
 #[test]
 fn tolerations_match_as_the_scheduler_matches_them() {
-    use TolerationOperator::{Equal, Exists};
+    use TolerationOperator::{Equal, Exists, Gt, Lt};
     let dedicated = taint("dedicated", "games", "NoSchedule");
     for (key, operator, value, effect, expected) in [
         ("dedicated", Equal, "games", "NoSchedule", true),
@@ -123,6 +123,8 @@ fn tolerations_match_as_the_scheduler_matches_them() {
         ("other", Exists, "", "", false),
         ("", Exists, "", "", true),
         ("", Exists, "", "NoExecute", false),
+        ("dedicated", Gt, "1", "", false),
+        ("dedicated", Lt, "1", "", false),
     ] {
         let toleration = Toleration {
             key: key.to_owned(),
@@ -140,6 +142,27 @@ fn tolerations_match_as_the_scheduler_matches_them() {
             fits(&needs, &room).is_ok(),
             expected,
             "{key} {operator:?} {value} {effect}"
+        );
+    }
+    for (operator, bound, value, expected) in [
+        (Gt, "949", "950", true),
+        (Gt, "950", "950", false),
+        (Gt, "-1", "0", true),
+        (Lt, "951", "950", true),
+        (Lt, "950", "950", false),
+        (Lt, "5", "", false),
+        (Lt, "5.5", "5", false),
+    ] {
+        let toleration = Toleration {
+            key: "sla".to_owned(),
+            operator,
+            value: bound.to_owned(),
+            effect: "NoExecute".to_owned(),
+        };
+        assert_eq!(
+            toleration.tolerates(&taint("sla", value, "NoExecute")),
+            expected,
+            "{value} {operator:?} {bound}"
         );
     }
     let mut room = Room::new(&node("a", 1000), []);

@@ -33,6 +33,10 @@ pub enum TolerationOperator {
     Exists,
     /// It is the same.
     Equal,
+    /// The taint's is a whole number above it. As `Lt`, since Kubernetes 1.35.
+    Gt,
+    /// The taint's is a whole number below it.
+    Lt,
 }
 
 impl Taint {
@@ -61,7 +65,13 @@ impl Toleration {
             && match self.operator {
                 TolerationOperator::Exists => true,
                 TolerationOperator::Equal => self.value == taint.value,
+                TolerationOperator::Gt => self.numbers(taint).is_some_and(|(taint, bound)| taint > bound),
+                TolerationOperator::Lt => self.numbers(taint).is_some_and(|(taint, bound)| taint < bound),
             }
+    }
+
+    fn numbers(&self, taint: &Taint) -> Option<(i64, i64)> {
+        Some((taint.value.parse().ok()?, self.value.parse().ok()?))
     }
 }
 

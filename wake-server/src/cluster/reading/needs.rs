@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{
-        Affinity as PodsAffinity, Container, NodeSelectorRequirement, PodSpec, Toleration as PodToleration,
+        Affinity as PodsAffinity, Container, ContainerStatus, NodeSelectorRequirement, PodSpec, PodStatus,
+        Toleration as PodToleration,
     },
     apimachinery::pkg::api::resource::Quantity,
 };
@@ -16,11 +17,11 @@ use crate::fit::{
 /// Name of the cluster's own scheduler.
 const SCHEDULER: &str = "default-scheduler";
 
-/// Reads the needs.
-pub(super) fn of(spec: &PodSpec) -> Needs {
+/// Reads the needs. `status`: what its node has granted it so far.
+pub(super) fn of(spec: &PodSpec, status: Option<&PodStatus>) -> Needs {
     let mut needs = Needs::default();
     let doubts = &mut needs.doubts;
-    needs.requests = requests(spec, doubts);
+    needs.requests = requests(spec, &Granted::of(status), doubts);
     needs.selector = spec.node_selector.clone().unwrap_or_default();
     needs.affinity = affinity(spec.affinity.as_ref(), doubts);
     needs.tolerations = spec
@@ -41,14 +42,14 @@ pub(super) fn of(spec: &PodSpec) -> Needs {
 
 /// The larger of what the containers with all sidecars ask together, and of what each init container asks with the sidecars before it;
 /// amounts that the pod itself states stand for those of its containers; the overhead is added to either.
-fn requests(spec: &PodSpec, doubts: &mut Vec<Doubt>) -> Amounts {
+fn requests(spec: &PodSpec, granted: &Granted<'_>, doubts: &mut Vec<Doubt>) -> Amounts {
     let mut together = Amounts::new();
     for container in &spec.containers {
-        add(&mut together, &asked(container, doubts));
+        add(&mut together, &asked(container, granted, doubts));
     }
     let (mut sidecars, mut starting) = (Amounts::new(), Amounts::new());
     for container in spec.init_containers.iter().flatten() {
-        let mut amounts = asked(container, doubts);
+        let mut amounts = asked(container, granted, doubts);
         if is_sidecar(container) {
             add(&mut together, &amounts);
             add(&mut sidecars, &amounts);
@@ -63,28 +64,94 @@ fn requests(spec: &PodSpec, doubts: &mut Vec<Doubt>) -> Amounts {
         .resources
         .as_ref()
         .and_then(|resources| resources.requests.as_ref());
-    let own = read(own, doubts);
+    let mut own = read(own, doubts);
+    let overhead = read(spec.overhead.as_ref(), doubts);
+    if !own.is_empty() {
+        // Its status counts the overhead in.
+        let granted_to_all = granted.to_all(doubts).map(|amounts| less(amounts, &overhead));
+        own = granted.larger(own, granted_to_all);
+    }
     // Of the pod as a whole Kubernetes knows these only.
     together.extend(
         own.into_iter()
             .filter(|(name, _)| name == "cpu" || name == "memory" || name.starts_with("hugepages-")),
     );
-    add(&mut together, &read(spec.overhead.as_ref(), doubts));
+    add(&mut together, &overhead);
     together
+}
+
+/// What the node has granted, where amounts change while a pod runs (Kubernetes 1.33, and 1.35 for those of the pod as a whole). Until a
+/// change is done the scheduler counts the larger of what is asked for and what is granted.
+struct Granted<'a> {
+    status: Option<&'a PodStatus>,
+    /// The node cannot ever grant what is asked for: only what it granted counts.
+    is_infeasible: bool,
+}
+
+impl<'a> Granted<'a> {
+    fn of(status: Option<&'a PodStatus>) -> Self {
+        let mut conditions = status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let pending = conditions.find(|condition| condition.type_ == "PodResizePending");
+        Self {
+            status,
+            is_infeasible: pending.is_some_and(|condition| condition.reason.as_deref() == Some("Infeasible")),
+        }
+    }
+
+    /// To a container: reserved for it, or in force, whichever is more. None: the node says nothing of it.
+    fn to(&self, container: &str, doubts: &mut Vec<Doubt>) -> Option<Amounts> {
+        let status = self.status?;
+        let lists = [&status.container_statuses, &status.init_container_statuses];
+        let mut known = lists.into_iter().flatten().flatten();
+        let ContainerStatus {
+            allocated_resources,
+            resources,
+            ..
+        } = known.find(|known| known.name == container)?;
+        let in_force = resources.as_ref().and_then(|resources| resources.requests.as_ref());
+        larger_of(allocated_resources.as_ref(), in_force, doubts)
+    }
+
+    /// To the pod as a whole.
+    fn to_all(&self, doubts: &mut Vec<Doubt>) -> Option<Amounts> {
+        let status = self.status?;
+        let in_force = status.resources.as_ref();
+        let in_force = in_force.and_then(|resources| resources.requests.as_ref());
+        larger_of(status.allocated_resources.as_ref(), in_force, doubts)
+    }
+
+    fn larger(&self, asked: Amounts, granted: Option<Amounts>) -> Amounts {
+        match granted {
+            None => asked,
+            Some(granted) if self.is_infeasible => granted,
+            Some(mut granted) => {
+                raise(&mut granted, &asked);
+                granted
+            }
+        }
+    }
+}
+
+fn larger_of(
+    one: Option<&BTreeMap<String, Quantity>>,
+    other: Option<&BTreeMap<String, Quantity>>,
+    doubts: &mut Vec<Doubt>,
+) -> Option<Amounts> {
+    one.or(other)?;
+    let mut amounts = read(one, doubts);
+    raise(&mut amounts, &read(other, doubts));
+    Some(amounts)
 }
 
 fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }
 
-fn asked(container: &Container, doubts: &mut Vec<Doubt>) -> Amounts {
-    read(
-        container
-            .resources
-            .as_ref()
-            .and_then(|resources| resources.requests.as_ref()),
-        doubts,
-    )
+fn asked(container: &Container, granted: &Granted<'_>, doubts: &mut Vec<Doubt>) -> Amounts {
+    let resources = container.resources.as_ref();
+    let asked = read(resources.and_then(|resources| resources.requests.as_ref()), doubts);
+    let granted_to_it = granted.to(&container.name, doubts);
+    granted.larger(asked, granted_to_it)
 }
 
 fn read(quantities: Option<&BTreeMap<String, Quantity>>, doubts: &mut Vec<Doubt>) -> Amounts {
@@ -106,6 +173,13 @@ fn add(sum: &mut Amounts, more: &Amounts) {
         let entry = sum.entry(resource.clone()).or_default();
         *entry = entry.saturating_add(*amount);
     }
+}
+
+fn less(mut amounts: Amounts, part: &Amounts) -> Amounts {
+    for (resource, amount) in &mut amounts {
+        *amount = amount.saturating_sub(part.get(resource).copied().unwrap_or_default());
+    }
+    amounts
 }
 
 fn raise(largest: &mut Amounts, other: &Amounts) {
@@ -163,6 +237,8 @@ fn toleration(toleration: &PodToleration, doubts: &mut Vec<Doubt>) -> Option<Tol
     let operator = match toleration.operator.as_deref() {
         None | Some("" | "Equal") => TolerationOperator::Equal,
         Some("Exists") => TolerationOperator::Exists,
+        Some("Gt") => TolerationOperator::Gt,
+        Some("Lt") => TolerationOperator::Lt,
         Some(other) => {
             doubts.push(Doubt::Operator(other.to_owned()));
             return None;
@@ -216,6 +292,8 @@ fn unjudged(spec: &PodSpec) -> Vec<Doubt> {
     if spec.resource_claims.iter().flatten().next().is_some() {
         doubts.push(Doubt::Devices);
     }
+    let group = spec.scheduling_group.as_ref();
+    doubts.extend(group.map(|group| Doubt::Group(group.pod_group_name.clone().unwrap_or_default())));
     let scheduler = spec
         .scheduler_name
         .as_deref()

@@ -106,6 +106,61 @@ fn sidecars_and_init_containers_add_up_as_the_scheduler_adds_them() {
 }
 
 #[test]
+fn while_amounts_change_the_larger_ones_count() {
+    let cpu = |amount: &str| json!({"cpu": amount});
+    let spec = json!({"containers": [{"name": "c", "resources": {"requests": cpu("2")}}, {"name": "d"}],
+        "initContainers": [{"name": "s", "restartPolicy": "Always", "resources": {"requests": cpu("100m")}}]});
+    let sum = |spec: &Value, status: Value| {
+        let metadata = json!({"namespace": "games", "name": "p", "uid": "1"});
+        read_pod(json!({"metadata": metadata, "spec": spec, "status": status}))
+            .needs
+            .requests["cpu"]
+    };
+    let granted = |allocated: &str, in_force: &str| {
+        let of_c = json!({"name": "c", "allocatedResources": cpu(allocated), "resources": {"requests": cpu(in_force)}});
+        json!({"containerStatuses": [of_c, {"name": "d", "resources": {}}]})
+    };
+    assert_eq!(sum(&spec, json!({"containerStatuses": [{"name": "c"}]})), 2100);
+    assert_eq!(sum(&spec, granted("2", "2")), 2100);
+    // It grows: it is not yet granted. It shrinks: granted, but not yet in force; and not yet granted.
+    assert_eq!(sum(&spec, granted("1", "1")), 2100);
+    assert_eq!(sum(&spec, granted("2", "3")), 3100);
+    assert_eq!(sum(&spec, granted("3", "3")), 3100);
+    let sidecar = json!({"initContainerStatuses": [{"name": "s", "allocatedResources": cpu("200m"), "resources": {}}]});
+    assert_eq!(sum(&spec, sidecar), 2200);
+    for (reason, expected) in [("Deferred", 2100), ("Infeasible", 1100)] {
+        let mut status = granted("1", "1");
+        status["conditions"] = json!([{"type": "PodResizePending", "status": "True", "reason": reason}]);
+        assert_eq!(sum(&spec, status), expected, "{reason}");
+    }
+
+    let mut whole = spec;
+    whole["resources"] = json!({"requests": cpu("4")});
+    whole["overhead"] = cpu("250m");
+    let granted = |allocated: &str, in_force: &str| json!({"allocatedResources": cpu(allocated), "resources": {"requests": cpu(in_force)}});
+    assert_eq!(sum(&whole, json!({})), 4250);
+    assert_eq!(sum(&whole, granted("3250m", "3250m")), 4250);
+    assert_eq!(sum(&whole, granted("4250m", "5250m")), 5250);
+    let mut status = granted("3250m", "3250m");
+    status["conditions"] = json!([{"type": "PodResizePending", "status": "True", "reason": "Infeasible"}]);
+    assert_eq!(sum(&whole, status), 3250);
+}
+
+#[test]
+fn a_gated_pod_is_not_refused_by_the_scheduler() {
+    let since = |reason: &str| {
+        let condition = json!({"type": "PodScheduled", "status": "False", "reason": reason});
+        let metadata =
+            json!({"namespace": "games", "name": "p", "uid": "1", "creationTimestamp": "2026-01-01T00:00:00Z"});
+        let spec = json!({"containers": [{"name": "c"}], "schedulingGates": [{"name": "quota"}]});
+        let status = json!({"phase": "Pending", "conditions": [condition]});
+        read_pod(json!({"metadata": metadata, "spec": spec, "status": status})).unschedulable_since
+    };
+    assert_eq!(since("SchedulingGated"), None);
+    assert!(since("Unschedulable").is_some());
+}
+
+#[test]
 fn what_is_not_judged_is_a_doubt() {
     let term = json!([{"topologyKey": "t"}]);
     let spec = json!({
@@ -115,10 +170,11 @@ fn what_is_not_judged_is_a_doubt() {
             "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": term},
             "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
                 {"matchExpressions": [{"key": "k", "operator": "Near", "values": ["v"]}]}]}}},
-        "tolerations": [{"key": "k", "operator": "Lt", "value": "5"}],
+        "tolerations": [{"key": "k", "operator": "Like", "value": "5"}],
         "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "t", "whenUnsatisfiable": "DoNotSchedule"}],
         "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "c"}}, {"name": "tmp", "emptyDir": {}}],
-        "resourceClaims": [{"name": "gpu"}]
+        "resourceClaims": [{"name": "gpu"}],
+        "schedulingGroup": {"podGroupName": "training"}
     });
     let needs = with_spec(&spec).needs;
     assert_eq!(needs.affinity.unwrap().terms[0].labels[0].operator, Operator::Unknown);
@@ -130,11 +186,12 @@ fn what_is_not_judged_is_a_doubt() {
             text: text("lots"),
         },
         Doubt::Operator(text("Near")),
-        Doubt::Operator(text("Lt")),
+        Doubt::Operator(text("Like")),
         Doubt::PodAffinity,
         Doubt::Spread,
         Doubt::Volume(text("data")),
         Doubt::Devices,
+        Doubt::Group(text("training")),
         Doubt::Scheduler(text("other")),
     ];
     assert_eq!(needs.doubts, expected);
