@@ -227,28 +227,36 @@ mod tests {
     }
 
     #[test]
-    fn what_the_api_says_of_pods_in_all_its_versions_is_understood() {
-        let old = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": "web-0", "namespace": "shop", "uid": "u1", "resourceVersion": "7", "creationTimestamp": "2024-01-01T00:00:00Z",
-                "labels": {"app": "web"}, "managedFields": [{"manager": "kubelet"}],
-                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web", "uid": "o", "controller": true, "blockOwnerDeletion": true}]},
-            "spec": {"nodeName": "node-1", "containers": [{"name": "c", "image": "i"}]},
-            "status": {"phase": "Running", "hostIP": "10.0.0.1", "qosClass": "BestEffort"},
-        });
-        let mut new = old.clone();
-        new["metadata"]["generation"] = json!(2);
-        new["metadata"]["annotations"] = json!({"kubernetes.io/config.source": "api"});
-        new["spec"]["resources"] = json!({"limits": {"cpu": "1"}});
-        new["status"]["observedGeneration"] = json!(2);
-        new["status"]["hostIPs"] = json!([{"ip": "10.0.0.1"}]);
-        new["status"]["containerStatuses"] =
-            json!([{"name": "c", "allocatedResources": {}, "user": {"linux": {"uid": 0}}}]);
-        for written in [old, new] {
-            let pod = pod(written);
-            assert_eq!(pod.full_name(), "shop/web-0");
-            assert_eq!(pod.metadata.resource_version, "7");
-            assert_eq!(pod.standing(&rules()), Standing::Runs);
+    fn pods_of_the_oldest_and_the_newest_version_are_understood() {
+        #[derive(Deserialize)]
+        struct List {
+            items: Vec<serde_json::Value>,
+        }
+        for (version, list, of_that_version) in [
+            (
+                "1.29",
+                include_str!("../../../tests/fixtures/kubernetes/pods-1.29.json"),
+                &[][..],
+            ),
+            (
+                "1.37",
+                include_str!("../../../tests/fixtures/kubernetes/pods-1.37.json"),
+                &["default/grows-0", "default/hopeless-0", "default/shrinks-0"],
+            ),
+        ] {
+            let list: List = serde_json::from_str(list).unwrap();
+            let mut bound = Bound::default();
+            for object in list.items {
+                // Of others the API says nothing to a node.
+                if object["spec"]["nodeName"] == "worker-1" {
+                    bound.put(&pod(object), &rules());
+                }
+            }
+            // Finished, of a DaemonSet, or a mirror are the rest.
+            let expected = [of_that_version, &["default/web-6d4cf56db6-x7k2p"]].concat();
+            assert_eq!(bound.seen().running, expected, "{version}");
+            assert_eq!(bound.0.len(), expected.len() + 3, "{version}");
+            assert!(bound.seen().preventing.is_empty(), "{version}");
         }
     }
 
