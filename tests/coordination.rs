@@ -33,14 +33,41 @@ mod wake_server;
 #[path = "coordination/walk.rs"]
 mod walk;
 
+use cluster::{Cluster, kube_fake::Version};
+
 /// Runs a test on a cluster of its own.
 fn on_cluster<F: Future<Output = ()>>(test: impl FnOnce(scene::Scene) -> F) {
+    on_cluster_of(Version::default(), test);
+}
+
+/// Runs a test on clusters of the oldest and of the newest version, side by side. Where there is a real one, on that alone.
+fn on_both_versions<F: Future<Output = ()>>(test: impl Fn(scene::Scene) -> F + Sync) {
+    if Cluster::is_real() {
+        return on_cluster(test);
+    }
+    std::thread::scope(|scope| {
+        for version in Version::ALL {
+            let test = &test;
+            std::thread::Builder::new()
+                .name(format!("{version:?}"))
+                .spawn_scoped(scope, move || on_cluster_of(version, test))
+                .unwrap();
+        }
+    });
+}
+
+/// `version`: of the fake.
+fn on_cluster_of<F: Future<Output = ()>>(version: Version, test: impl FnOnce(scene::Scene) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     runtime.block_on(async {
-        let cluster = scene::Scene::set().await;
+        let cluster = Cluster::start();
+        if let Some(fake) = cluster.fake() {
+            fake.be(version);
+        }
+        let cluster = scene::Scene::set_on(cluster).await;
         tokio::time::timeout(std::time::Duration::from_secs(120), test(cluster))
             .await
             .expect("the test hangs");

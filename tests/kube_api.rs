@@ -46,7 +46,7 @@ enum Where {
 
 type Test = for<'a> fn(&'a Cluster) -> LocalBoxFuture<'a, ()>;
 
-const TRIALS: [(&str, Where, Test); 49] = [
+const TRIALS: [(&str, Where, Test); 50] = [
     ("a_list_is_of_the_fields_asked_for", Anywhere, |cluster| {
         Box::pin(lists::by_fields(cluster))
     }),
@@ -181,9 +181,11 @@ const TRIALS: [(&str, Where, Test); 49] = [
     ("the_stages_kubelet_ends_pods_and_renews_leases", Anywhere, |cluster| {
         Box::pin(faults::kubelet(cluster))
     }),
-    ("objects_of_several_versions_are_read", Anywhere, |cluster| {
-        Box::pin(fixtures::decode(cluster))
-    }),
+    (
+        "objects_of_the_oldest_and_the_newest_version_are_read",
+        Anywhere,
+        |cluster| Box::pin(fixtures::read_by_the_wake_server(cluster)),
+    ),
     ("k1_the_fake_is_slow_as_told", OnTheFake, |cluster| {
         Box::pin(faults::hangs(cluster))
     }),
@@ -198,6 +200,9 @@ const TRIALS: [(&str, Where, Test); 49] = [
     }),
     ("the_fake_ends_watches_as_told", OnTheFake, |cluster| {
         Box::pin(faults::ends_watches(cluster))
+    }),
+    ("the_fake_is_of_the_version_told", OnTheFake, |cluster| {
+        Box::pin(faults::versions(cluster))
     }),
     ("the_fake_forgets_as_told", OnTheFake, |cluster| {
         Box::pin(faults::gone(cluster))

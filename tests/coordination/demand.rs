@@ -6,7 +6,7 @@ use tokio::time::sleep;
 use vmstation_protocol::{Activity, NodeState, Stage, WakeDocument, WakeOutcome};
 
 use crate::{
-    on_cluster,
+    on_both_versions,
     scene::{Kubelet, NewNode, Scene, pod},
     wake_server::{WakeServer, settings},
 };
@@ -37,7 +37,7 @@ async fn sleeps(cluster: &Scene, server: &WakeServer, node: &str) {
 
 #[test]
 fn a_pod_without_room_wakes_the_node_that_just_suffices() {
-    on_cluster(|cluster| async move {
+    on_both_versions(|cluster| async move {
         let folder = tempfile::tempdir().unwrap();
         cluster
             .new_node("w1", NewNode::new("w1").allocatable("cpu", "32"))
@@ -82,7 +82,7 @@ fn a_pod_without_room_wakes_the_node_that_just_suffices() {
 
 #[test]
 fn k15_pods_that_were_moved_wake_nothing() {
-    on_cluster(|cluster| async move {
+    on_both_versions(|cluster| async move {
         for counts in [false, true] {
             let folder = tempfile::tempdir().unwrap();
             let name = if counts { "w2" } else { "w1" };

@@ -44,10 +44,6 @@ impl Kubelet {
 }
 
 impl Scene {
-    pub(crate) async fn set() -> Self {
-        Self::set_on(Cluster::start()).await
-    }
-
     pub(crate) async fn set_on(cluster: Cluster) -> Self {
         let client = cluster.client().await;
         let scene = Self { cluster, client };

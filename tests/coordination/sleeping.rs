@@ -3,14 +3,14 @@
 use vmstation_protocol::Activity;
 
 use crate::{
-    on_cluster,
+    on_both_versions,
     scene::{Kubelet, pod},
     wake_server::WakeServer,
 };
 
 #[test]
 fn a_node_is_emptied_sleeps_and_comes_back() {
-    on_cluster(|cluster| async move {
+    on_both_versions(|cluster| async move {
         let folder = tempfile::tempdir().unwrap();
         cluster.node("w1").await;
         cluster.node("w2").await;
@@ -60,7 +60,7 @@ fn a_node_is_emptied_sleeps_and_comes_back() {
 
 #[test]
 fn k13_ready_is_not_believed_without_a_lease_renewed_since() {
-    on_cluster(|cluster| async move {
+    on_both_versions(|cluster| async move {
         let folder = tempfile::tempdir().unwrap();
         cluster.node("w1").await;
         let server = WakeServer::start(&cluster, folder.path()).await;
@@ -83,7 +83,7 @@ fn k13_ready_is_not_believed_without_a_lease_renewed_since() {
 
 #[test]
 fn k8_an_administrators_cordon_outlives_sleep_and_wake() {
-    on_cluster(|cluster| async move {
+    on_both_versions(|cluster| async move {
         let folder = tempfile::tempdir().unwrap();
         cluster.node("w1").await;
         cluster.node("w2").await;
@@ -108,7 +108,7 @@ fn k8_an_administrators_cordon_outlives_sleep_and_wake() {
 
 #[test]
 fn frozen_pods_sleep_with_their_node() {
-    on_cluster(|cluster| async move {
+    on_both_versions(|cluster| async move {
         let folder = tempfile::tempdir().unwrap();
         cluster.node("w1").await;
         cluster.pod(pod("only").on("w1").unmanaged().with_empty_dir()).await;

@@ -9,7 +9,7 @@ use super::{
     asking::{Asker, MERGE, PODS, told},
     cluster::{
         Cluster,
-        kube_fake::{KubeFake, Rule},
+        kube_fake::{KubeFake, Rule, Version},
         kubelet::{AGENT, Kubelet},
         objects::{NewNode, NewPod},
     },
@@ -126,6 +126,34 @@ pub(crate) async fn gone(cluster: &Cluster) {
     fake.gone_by_status(true);
     let (code, _) = asker.get(&format!("{PODS}?watch=true&resourceVersion=1")).await;
     assert_eq!(code, 410);
+}
+
+pub(crate) async fn versions(cluster: &Cluster) {
+    let (asker, fake) = asker(cluster).await;
+    NewNode::new("n1").create(&asker.0).await;
+    for (version, minor) in [(Version::Newest, "37"), (Version::Oldest, "29")] {
+        fake.be(version);
+        let is_newest = version == Version::Newest;
+        assert_eq!(asker.get("/version").await.1["minor"], minor);
+        let (code, answer) = asker
+            .get(&format!(
+                "{PODS}?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&timeoutSeconds=1"
+            ))
+            .await;
+        assert_eq!(code, if is_newest { 200 } else { 422 }, "{answer}");
+        // Changes of it are counted, and conditions say of which state they tell.
+        let name = format!("p{minor}");
+        let pod = NewPod::new("default", &name).on("n1").create(&asker.0).await;
+        assert_eq!(pod.metadata.generation, is_newest.then_some(1));
+        assert_eq!(asker.evict(&name, Value::Null).await.0, 201);
+        let (_, evicted) = asker.get(&format!("{PODS}/{name}")).await;
+        let conditions = evicted["status"]["conditions"].as_array().unwrap();
+        let target = conditions
+            .iter()
+            .find(|condition| condition["type"] == "DisruptionTarget")
+            .unwrap();
+        assert_eq!(target["observedGeneration"].is_number(), is_newest, "{evicted}");
+    }
 }
 
 pub(crate) async fn kubelet(cluster: &Cluster) {

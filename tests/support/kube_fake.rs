@@ -78,6 +78,37 @@ pub(crate) struct KubeFake {
     thread: Option<JoinHandle<()>>,
 }
 
+/// Which version of Kubernetes the server is, as far as a client can tell that asks for what ours ask.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Version {
+    /// The oldest that our programs are for.
+    Oldest,
+    #[default]
+    Newest,
+}
+
+impl Version {
+    pub(crate) const ALL: [Self; 2] = [Self::Oldest, Self::Newest];
+
+    /// After `1.`, and the patch.
+    fn minor_and_patch(self) -> (u32, u32) {
+        match self {
+            Self::Oldest => (29, 15),
+            Self::Newest => (37, 1),
+        }
+    }
+
+    /// Feature gate `WatchList` (KEP 3157): on by default since 1.32.
+    fn begins_watches_with_lists(self) -> bool {
+        self == Self::Newest
+    }
+
+    /// Changes of a pod's `spec` are counted since 1.33 (KEP 5067).
+    fn counts_changes_of_pods(self) -> bool {
+        self == Self::Newest
+    }
+}
+
 /// Whether connections are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Listening {
@@ -246,6 +277,11 @@ impl KubeFake {
     pub(crate) fn put(&self, path: &str, objects: impl IntoIterator<Item = Value>) {
         let target = resources::Target::of(path).unwrap();
         self.shared.state().store.put(&target, objects, now());
+    }
+
+    /// What it is from here on; the newest unless told otherwise.
+    pub(crate) fn be(&self, version: Version) {
+        self.shared.state().store.version = version;
     }
 
     /// `metadata.resourceVersion` of the last write.

@@ -3,15 +3,19 @@
 use serde_json::{Value, json};
 
 use super::{
+    Version,
     refusal::Refusal,
     resources::Resource,
     store::{Store, number, put, text},
 };
 
 /// Kinds whose `metadata.generation` counts the changes of `spec`.
-pub(super) fn has_generation(resource: &Resource) -> bool {
-    resource.has_status()
-        && !["nodes", "namespaces", "persistentvolumes", "persistentvolumeclaims"].contains(&resource.plural)
+pub(super) fn has_generation(resource: &Resource, version: Version) -> bool {
+    match resource.plural {
+        "nodes" | "namespaces" | "persistentvolumes" | "persistentvolumeclaims" => false,
+        "pods" => version.counts_changes_of_pods(),
+        _ => resource.has_status(),
+    }
 }
 
 /// Defaults of an object that is created.

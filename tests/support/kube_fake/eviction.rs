@@ -169,7 +169,10 @@ pub(super) fn bind(store: &mut Store, target: &Target, binding: &Value, order: &
     Ok((201, success(201)))
 }
 
-fn set_condition(pod: &mut Value, condition: Value) {
+fn set_condition(pod: &mut Value, mut condition: Value) {
+    if let Some(generation) = number(pod, "/metadata/generation") {
+        condition["observedGeneration"] = generation.into();
+    }
     let mut conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
     conditions.retain(|known| known["type"] != condition["type"]);
     conditions.push(condition);

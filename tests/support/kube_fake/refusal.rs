@@ -94,6 +94,14 @@ impl Refusal {
         Self::new(422, "Invalid", message, Some(details))
     }
 
+    pub(super) fn no_lists_by_watch() -> Self {
+        let why = "Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
+        let message = format!("ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: {why}");
+        let cause = json!([{"reason": "FieldValueForbidden", "message": why, "field": "sendInitialEvents"}]);
+        let details = json!({"group": "meta.k8s.io", "kind": "ListOptions", "causes": cause});
+        Self::new(422, "Invalid", message, Some(details))
+    }
+
     pub(super) fn unprocessable_patch() -> Self {
         let message = "the server rejected our request due to an error in our request".into();
         Self::new(422, "Invalid", message, Some(json!({})))

@@ -19,7 +19,7 @@ use tokio::{sync::watch, time::Instant};
 use vmstation_agent::clock::BootTime;
 
 use super::{
-    Asked, Shared, Stopped,
+    Asked, Shared, Stopped, Version,
     access::{Deed, User},
     eviction, now,
     patch::Kind,
@@ -189,7 +189,7 @@ fn decoded(text: &str) -> String {
 }
 
 fn route(shared: &Arc<Shared>, question: &Question) -> Result<Response<Body>, Refusal> {
-    if let Some(told) = about_itself(&question.path) {
+    if let Some(told) = about_itself(&question.path, shared.state().store.version) {
         return Ok(told);
     }
     let target = Target::of(&question.path).ok_or_else(Refusal::no_such_path)?;
@@ -381,6 +381,9 @@ fn follow(shared: &Arc<Shared>, question: &Question, mut target: Target) -> Resu
     target.subresource = None;
     let changed = shared.changed.subscribe();
     let state = shared.state();
+    if question.asked("sendInitialEvents").is_some() && !state.store.version.begins_watches_with_lists() {
+        return Err(Refusal::no_lists_by_watch());
+    }
     let begins = Instant::now();
     let every = state.faults.bookmark_every;
     let mut watching = Watching {
@@ -513,7 +516,7 @@ impl Watching {
 }
 
 /// Health, version and discovery.
-fn about_itself(path: &str) -> Option<Response<Body>> {
+fn about_itself(path: &str, version: Version) -> Option<Response<Body>> {
     let listed = |group: &str, version: &str| {
         let resources = RESOURCES
             .iter()
@@ -533,10 +536,14 @@ fn about_itself(path: &str) -> Option<Response<Body>> {
             let ok = stream::once(async { Bytes::from_static(b"ok") });
             return Some(response(200, "text/plain; charset=utf-8", None, ok));
         }
-        ["version"] => json!({
-            "major": "1", "minor": "34", "gitVersion": "v1.34.0-fake", "gitCommit": "", "gitTreeState": "clean",
-            "buildDate": "2025-08-27T00:00:00Z", "goVersion": "go1.24", "compiler": "gc", "platform": "linux/amd64",
-        }),
+        ["version"] => {
+            let (minor, patch) = version.minor_and_patch();
+            json!({
+                "major": "1", "minor": minor.to_string(), "gitVersion": format!("v1.{minor}.{patch}-fake"), "gitCommit": "",
+                "gitTreeState": "clean", "buildDate": "2026-01-01T00:00:00Z", "goVersion": "go1.22", "compiler": "gc",
+                "platform": "linux/amd64",
+            })
+        }
         ["api"] => json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}),
         ["apis"] => {
             let mut groups: Vec<&str> = RESOURCES.iter().map(|resource| resource.group).collect();

@@ -6,7 +6,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::{
-    admission, managed,
+    Version, admission, managed,
     patch::Kind,
     refusal::{Refusal, about},
     resources::{Resource, Scope, Target},
@@ -56,6 +56,7 @@ pub(super) struct Order {
 
 /// What the server holds.
 pub(super) struct Store {
+    pub(super) version: Version,
     objects: BTreeMap<Key, Arc<Value>>,
     revision: u64,
     /// Changes up to this one are forgotten.
@@ -85,6 +86,7 @@ pub(super) type Answer = Result<(u16, Value), Refusal>;
 impl Store {
     pub(super) fn new(now: Timestamp) -> Self {
         let mut store = Self {
+            version: Version::default(),
             objects: BTreeMap::new(),
             revision: 1,
             compacted: 0,
@@ -250,7 +252,7 @@ impl Store {
         }
         metadata["uid"] = self.uid().into();
         metadata["creationTimestamp"] = seconds(order.now).into();
-        if admission::has_generation(resource) {
+        if admission::has_generation(resource, self.version) {
             metadata["generation"] = 1.into();
         }
         admission::create(self, resource, &mut object)?;
