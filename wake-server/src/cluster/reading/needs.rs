@@ -60,21 +60,18 @@ fn requests(spec: &PodSpec, granted: &Granted<'_>, doubts: &mut Vec<Doubt>) -> A
         raise(&mut starting, &amounts);
     }
     raise(&mut together, &starting);
-    let own = spec
-        .resources
-        .as_ref()
-        .and_then(|resources| resources.requests.as_ref());
-    let mut own = read(own, doubts);
+    let whole = spec.resources.as_ref();
+    let whole = read(whole.and_then(|resources| resources.requests.as_ref()), doubts);
     let overhead = read(spec.overhead.as_ref(), doubts);
-    if !own.is_empty() {
-        // Its status counts the overhead in.
-        let granted_to_all = granted.to_all(doubts).map(|amounts| less(amounts, &overhead));
-        own = granted.larger(own, granted_to_all);
-    }
+    // The status counts the overhead in.
+    let granted_to_all = granted.to_all(doubts).map(|amounts| less(amounts, &overhead));
     // Of the pod as a whole Kubernetes knows these only.
+    let is_known = |name: &str| name == "cpu" || name == "memory" || name.starts_with("hugepages-");
     together.extend(
-        own.into_iter()
-            .filter(|(name, _)| name == "cpu" || name == "memory" || name.starts_with("hugepages-")),
+        granted
+            .larger(whole.clone(), granted_to_all)
+            .into_iter()
+            .filter(|(name, _)| whole.contains_key(name) && is_known(name)),
     );
     add(&mut together, &overhead);
     together

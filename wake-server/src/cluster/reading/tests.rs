@@ -141,6 +141,10 @@ fn while_amounts_change_the_larger_ones_count() {
     assert_eq!(sum(&whole, json!({})), 4250);
     assert_eq!(sum(&whole, granted("3250m", "3250m")), 4250);
     assert_eq!(sum(&whole, granted("4250m", "5250m")), 5250);
+    // What only its containers state stays theirs.
+    let mut of_memory = whole.clone();
+    of_memory["resources"] = json!({"requests": {"memory": "1Gi"}});
+    assert_eq!(sum(&of_memory, granted("1250m", "1250m")), 2350);
     let mut status = granted("3250m", "3250m");
     status["conditions"] = json!([{"type": "PodResizePending", "status": "True", "reason": "Infeasible"}]);
     assert_eq!(sum(&whole, status), 3250);
