@@ -18,6 +18,9 @@ mod kube_fake;
 mod programs;
 #[path = "election/standing.rs"]
 mod standing;
+#[expect(dead_code, reason = "the suite of take-overs uses more of it")]
+#[path = "support/wake_program.rs"]
+mod wake_program;
 #[path = "election/way.rs"]
 mod way;
 

@@ -44,6 +44,9 @@ use vmstation_agent::clock::BootTime;
 
 pub(crate) use access::Rule;
 
+/// Leases of elections; those of nodes are in another namespace.
+const ELECTIONS: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases";
+
 /// A request that came in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Asked {
@@ -180,11 +183,15 @@ impl Faults {
         Some(failure.code)
     }
 
-    /// Where a request is to be stopped; after the one that was, all of the client are.
-    fn stops(&mut self, method: &str, agent: &str) -> Stopped {
+    /// Where a request is to be stopped; after the one that was, all of the client are. But for those for the Lease of an election, which
+    /// is renewed by the clock, and by which another takes over who calls himself the same.
+    fn stops(&mut self, method: &str, agent: &str, path: &str) -> Stopped {
         let Some(stop) = self.stop.as_mut().filter(|stop| agent.starts_with(&stop.agent)) else {
             return Stopped::Never;
         };
+        if path.starts_with(ELECTIONS) {
+            return Stopped::Never;
+        }
         if stop.is_reached {
             return match stop.when {
                 Stopped::Never => Stopped::Never,
@@ -305,7 +312,8 @@ impl KubeFake {
         self.shared.state().faults.delay = delay;
     }
 
-    /// Stops the client that calls itself so at its write number `number`, counted from 0, and at all that follows.
+    /// Stops the client that calls itself so at its write number `number`, counted from 0, and at all that follows. The Lease of an
+    /// election does not count, and goes on.
     pub(crate) fn stop_at(&self, agent: &str, number: usize, when: Stopped) {
         self.shared.state().faults.stop = Some(Stop {
             agent: agent.into(),

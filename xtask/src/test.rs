@@ -32,11 +32,12 @@ const LINGER: Duration = Duration::from_secs(5);
 /// Suites whose tests wait for time to pass, most of the time: more of them at once than there are CPUs.
 const MOSTLY_WAITING: [&str; 1] = ["coordination"];
 /// Suites of the wake server that need no root. They run beside the agent's: both wait for time to pass, and neither touches the host.
-const BESIDE: [&str; 6] = [
+const BESIDE: [&str; 7] = [
     "coordination",
     "election",
     "kube_api",
     "page",
+    "takeover",
     "vmstation_wake_server (lib)",
     "wake_http",
 ];

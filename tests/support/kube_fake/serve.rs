@@ -89,7 +89,7 @@ pub(super) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> R
         std::future::pending::<()>().await;
     }
     tokio::time::sleep(delay).await;
-    let stops = shared.state().faults.stops(parts.method.as_str(), &agent);
+    let stops = shared.state().faults.stops(parts.method.as_str(), &agent, &path);
     if stops == Stopped::Before {
         std::future::pending::<()>().await;
     }
