@@ -1,8 +1,9 @@
 //! Two real wake servers of one cluster, and the leader killed at every write of a sleep and of a wake, before it is done and after it: the
 //! other finishes or takes back. No double wake, no lost cordon.
 //!
-//! Needs no root, and nothing leaves loopback: neither requests nor magic packets. Always on the fake API server, which stops the leader at
-//! each of its writes; what holds the fake to the real one is `kube_api.rs`. The agent, the card and the kubelet of the node are played.
+//! Needs no root, and nothing leaves loopback: neither requests nor magic packets. The servers have the rights of their manifest. On the fake
+//! API server, which stops the leader at each of its writes; the life in which nobody dies is passed on the real one, where
+//! `KUBEBUILDER_ASSETS` names it. The agent, the card and the kubelet of the node are played.
 //!
 //! The cordon is lost if the node is without one while its machine sleeps, or an administrator's is gone at any time.
 //!
@@ -33,7 +34,7 @@ use tokio::sync::Semaphore;
 
 use self::{
     cluster::kube_fake::Stopped,
-    life::{Lived, Plan, pass},
+    life::{Lived, Plan, pass, pass_undisturbed},
 };
 
 /// More writes than a life takes: in the lives with the last numbers nobody dies.
@@ -78,6 +79,15 @@ fn lives() -> Vec<(Plan, Lived)> {
         assert_eq!(failed, 0, "lives went wrong, as said above");
         all.into_iter().flatten().collect()
     })
+}
+
+#[test]
+fn nobody_dies() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(pass_undisturbed());
 }
 
 #[test]

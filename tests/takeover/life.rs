@@ -5,12 +5,12 @@ use std::{cell::Cell, convert::Infallible, fmt, time::Duration};
 use tempfile::TempDir;
 use tokio::{sync::Semaphore, task::JoinHandle, time::sleep};
 use vmstation_protocol::{Leave, WakeDocument, WakeOutcome};
-use vmstation_wake_server::permission::Terms;
+use vmstation_wake_server::{cluster::rights::RIGHTS, permission::Terms};
 
 use crate::{
     cluster::{
         Cluster,
-        kube_fake::{KubeFake, Stopped},
+        kube_fake::{KubeFake, Rule, Stopped},
     },
     machine::{Agent, Card, MAC, NODE},
     scene::{Kubelet, Scene, pod},
@@ -71,10 +71,9 @@ struct Life {
 /// Passes a life by the plan. `turns`: how many do something at a time.
 pub(crate) async fn pass(plan: Plan, turns: &Semaphore) -> Lived {
     let turn = turns.acquire().await.unwrap();
-    let mut life = Life::new(plan).await;
+    let mut life = Life::new(plan, Cluster::start_fake()).await;
     drop(turn);
-    // Leave of a server before it may hold.
-    sleep(LEAVE + Terms::default().entering).await;
+    may_give_leave().await;
     let turn = turns.acquire().await.unwrap();
     life.kubelet.set(Some(life.kubelet()));
     life.fake().stop_at(SERVER, plan.number, plan.when);
@@ -107,9 +106,35 @@ pub(crate) async fn pass(plan: Plan, turns: &Semaphore) -> Lived {
     }
 }
 
+/// The same with nobody dying, on the real API server where there is one.
+pub(crate) async fn pass_undisturbed() {
+    let plan = Plan {
+        number: usize::MAX,
+        when: Stopped::Never,
+        is_cordoned_by_others: false,
+        packets: 1,
+        through_follower: true,
+    };
+    let life = Life::new(plan, Cluster::start()).await;
+    may_give_leave().await;
+    life.kubelet.set(Some(life.kubelet()));
+    tokio::select! {
+        () = life.passes() => {}
+        never = life.watches_the_cordon() => match never {},
+    }
+    life.is_over(None).await;
+}
+
+/// Leave of a server before it may hold.
+async fn may_give_leave() {
+    sleep(LEAVE + Terms::default().entering).await;
+}
+
 impl Life {
-    async fn new(plan: Plan) -> Self {
-        let scene = Scene::set_on(Cluster::start_fake()).await;
+    async fn new(plan: Plan, cluster: Cluster) -> Self {
+        let scene = Scene::set_on(cluster).await;
+        let rights: Vec<_> = RIGHTS.iter().map(Rule::of).collect();
+        let access = scene.cluster.user("vmstation-wake-server", &rights).await;
         scene.node(NODE).await;
         scene.pod(pod("web").on(NODE)).await;
         scene.pod(pod("done").on(NODE).unmanaged().phase("Succeeded")).await;
@@ -123,7 +148,7 @@ impl Life {
         let nodes = format!("[[node]]\nname = \"{NODE}\"\nmac = \"{mac}\"\ninterface = \"lo\"\n");
         let start = |name, port| {
             let settings = format!("{SETTINGS}udp_ports = [{port}]\n");
-            Program::start(folder.path(), name, &nodes, scene.cluster.kubeconfig(), &settings)
+            Program::start(folder.path(), name, &nodes, &access, &settings)
         };
         let leader = start("leader", card.ports[0]);
         leader.leads(1).await;
