@@ -20,9 +20,9 @@ use crate::{
 const SERVER: &str = "vmstation-wake-server";
 /// Of the server; the shortest that can be configured.
 const LEAVE: Duration = Duration::from_secs(10);
-/// The leader of a loaded machine renews late; otherwise the shortest.
+/// The leader of a loaded machine renews late, and must not lose its Lease by that; otherwise the shortest.
 const SETTINGS: &str =
-    "lease_duration = \"5s\"\nrenew = \"500ms\"\n[sleep]\nleave = \"10s\"\n[wake]\nresend = [\"0s\", \"1s\"]\n";
+    "lease_duration = \"10s\"\nrenew = \"500ms\"\n[sleep]\nleave = \"10s\"\n[wake]\nresend = [\"0s\", \"1s\"]\n";
 const WAKE: &str = "/wake/w1?verify=true";
 const LOOK: Duration = Duration::from_millis(50);
 /// When a life hangs; a server that takes over waits for more than a minute for leave to be over that another may have given.

@@ -31,15 +31,18 @@ const SUITE_LIMIT: &str = "600";
 const LINGER: Duration = Duration::from_secs(5);
 /// Suites whose tests wait for time to pass, most of the time: more of them at once than there are CPUs.
 const MOSTLY_WAITING: [&str; 1] = ["coordination"];
-/// Suites of the wake server that need no root. They run beside the agent's: both wait for time to pass, and neither touches the host.
-const BESIDE: [&str; 7] = [
-    "coordination",
-    "election",
-    "kube_api",
-    "page",
-    "takeover",
-    "vmstation_wake_server (lib)",
-    "wake_http",
+/// Suites of the wake server that need no root, by what runs one after the other. They run beside the agent's: all wait for time to pass, and
+/// none touches the host.
+const BESIDE: [&[&str]; 2] = [
+    &[
+        "coordination",
+        "election",
+        "kube_api",
+        "page",
+        "vmstation_wake_server (lib)",
+        "wake_http",
+    ],
+    &["takeover"],
 ];
 const POLL: Duration = Duration::from_millis(100);
 
@@ -69,21 +72,28 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
     let privilege = Privilege::find();
     let from_pypi = pypi::install(workspace, privilege).err();
     let kubectl = pypi::kubectl(workspace);
-    let (beside, first): (Vec<_>, Vec<_>) = suites
-        .iter()
-        .filter(|suite| !suite.needs_root)
-        .partition(|suite| BESIDE.contains(&&*suite.name));
+    let unprivileged_suites = || suites.iter().filter(|suite| !suite.needs_root);
+    let is_of = |suite: &Suite, names: &[&str]| names.contains(&&*suite.name);
+    let first: Vec<_> = unprivileged_suites()
+        .filter(|suite| !BESIDE.iter().any(|names| is_of(suite, names)))
+        .collect();
     let (report, others) = thread::scope(|scope| {
-        let others = scope.spawn(|| unprivileged(&beside, filter, kubectl.as_deref(), true));
-        let report = unprivileged(&first, filter, kubectl.as_deref(), false);
-        let others = others.join();
-        (
-            report,
-            others.unwrap_or_else(|_| bail!("the thread of the wake server's suites panicked")),
-        )
+        let kubectl = kubectl.as_deref();
+        let others = BESIDE.map(|names| {
+            let beside: Vec<_> = unprivileged_suites().filter(|suite| is_of(suite, names)).collect();
+            scope.spawn(move || unprivileged(&beside, filter, kubectl, true))
+        });
+        let report = unprivileged(&first, filter, kubectl, false);
+        let others = others.map(|other| {
+            let joined = other.join();
+            joined.unwrap_or_else(|_| bail!("the thread of the wake server's suites panicked"))
+        });
+        (report, others)
     });
     let mut report = report?;
-    report.add(others?);
+    for other in others {
+        report.add(other?);
+    }
     report.documentation(workspace, filter)?;
     if let Some(why) = from_pypi {
         report
