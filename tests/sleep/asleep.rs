@@ -127,8 +127,10 @@ fn twenty_cycles_leak_nothing() {
         "memory of its own {} to {} KiB, with the code that is mapped {} to {} KiB",
         before.anonymous_kib, after.anonymous_kib, before.rss_kib, after.rss_kib
     );
+    // The emulated RTC tells whole seconds, and the kernel makes up for what is lost in up to two of them. Time that each sleep loses adds up
+    // to more.
     let behind = clock_difference(agent.bed);
-    assert!(behind.abs() < 2.0, "the guest's clock is {behind} s off");
+    assert!(behind.abs() < 4.0, "the guest's clock is {behind} s off");
     added.sort_by(f64::total_cmp);
     println!(
         "added between the decision and the suspend call, emulated CPU, unoptimised agent, {CYCLES} sleeps: \
