@@ -44,6 +44,8 @@ const BESIDE: [&[&str]; 2] = [
     ],
     &["takeover"],
 ];
+/// Suites that need root and do not compare with what else the machine does: they do not wait for it to be quiet.
+const MINDS_NOTHING: [&str; 2] = ["ssh", "wake"];
 const POLL: Duration = Duration::from_millis(100);
 
 /// Builds everything and runs all tests.
@@ -101,7 +103,7 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
             .push(format!("the trials with schemathesis and kubectl: {why:#}"));
     }
 
-    let privileged: Vec<&Suite> = suites.iter().filter(|suite| suite.needs_root).collect();
+    let mut privileged: Vec<&Suite> = suites.iter().filter(|suite| suite.needs_root).collect();
     if let Some(why) = obstacle(workspace, privilege, &privileged)? {
         for suite in privileged {
             report.leave_out(suite, filter, &why)?;
@@ -111,9 +113,13 @@ pub(crate) fn verb(workspace: &Workspace, arguments: &Arguments) -> Result<ExitC
             report.fail("privileged tests", &why);
         }
     } else {
-        // Some compare with what else the machine does.
-        let _quiet = workspace.quiet()?;
+        let needs_quiet = |suite: &Suite| !is_of(suite, &MINDS_NOTHING);
+        privileged.sort_by_key(|suite| needs_quiet(suite));
+        let mut quiet = None;
         for suite in privileged {
+            if quiet.is_none() && needs_quiet(suite) {
+                quiet = Some(workspace.quiet()?);
+            }
             privilege.obtain(&format!(
                 "to run the tests of `{}`, which load eBPF programs",
                 suite.name
