@@ -78,8 +78,14 @@ network_interfaces = ["lo"]
 check_ssh_sessions = false
 "#;
 
-/// Everything, on loopback.
-const ALL: &str = "[general]\ncheck_interval = \"1s\"\n[activity_detection]\nnetwork_interfaces = [\"lo\"]\n";
+/// Everything, on loopback, with every program in the kernel however busy the host is.
+const ALL: &str = r#"
+[general]
+check_interval = "1s"
+probes = "always"
+[activity_detection]
+network_interfaces = ["lo"]
+"#;
 
 fn main() {
     let arguments = libtest_mimic::Arguments::from_args();
